@@ -1,0 +1,1 @@
+"""The systems the papers compare with, one file each."""

@@ -1,0 +1,176 @@
+"""DINO: self-distillation with no labels (Caron et al., ICCV 2021); released code @7c446df."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from harness import dist, views
+from harness.backbone import Backbone
+from harness.heads import DINOProjector, Prototypes
+from harness.method import Method, ema_update
+from harness.multicrop import cross_crop_entropy, forward_by_size
+from harness.optim import cosine
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe
+from harness.scale import Scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOConfig(MethodConfig):
+    """Hyper-parameters of DINO (paper, section 3; defaults of the released code)."""
+
+    prototypes: int = 65536  # K
+    hidden: int = 2048
+    bottleneck: int = 256
+    head_batch_norm: bool = False
+    fixed_gain: bool = True  # norm_last_layer of the code
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    first_teacher_temperature: float = 0.04  # warmed up linearly, epoch by epoch
+    temperature_epochs: int = 0  # length of that warm-up
+    centre_momentum: float = 0.9
+    teacher_momentum: float = 0.996  # to 1 by a cosine
+    frozen_epochs: int = 1  # epochs in which the last layer gets no gradient
+
+    def build(self, backbone: Backbone) -> Method:
+        """DINO around `backbone` and a frozen copy of it."""
+        return DINO(self, backbone)
+
+    def scaled(self, scale: Scale) -> Self:
+        """Fewer prototypes, a narrower head, and warm-ups shortened like the run."""
+        return replace(
+            self,
+            prototypes=min(self.prototypes, scale.prototypes),
+            hidden=min(self.hidden, scale.width),
+            bottleneck=min(self.bottleneck, scale.width // 4),
+            temperature_epochs=math.ceil(self.temperature_epochs * scale.epoch_factor),
+            frozen_epochs=round(self.frozen_epochs * scale.epoch_factor),
+        )
+
+    def teacher_temperature_at(self, epoch: int) -> float:
+        """Teacher temperature in epoch `epoch`, counted from 0."""
+        if epoch >= self.temperature_epochs - 1:
+            return self.teacher_temperature
+        share = epoch / (self.temperature_epochs - 1)
+        return self.first_teacher_temperature + share * (
+            self.teacher_temperature - self.first_teacher_temperature
+        )
+
+
+class DINO(Method):
+    """Student and EMA teacher, each trunk, projector and prototypes; the teacher's centre."""
+
+    centre: Tensor
+
+    def __init__(self, config: DINOConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.head = self._head()
+        self.teacher = nn.Sequential(backbone.teacher(), self._head().requires_grad_(False))
+        self.teacher[1].load_state_dict(self.head.state_dict())
+        self.register_buffer("centre", torch.zeros(config.prototypes))
+        self.register_buffer("batch_centre", torch.zeros(config.prototypes), persistent=False)
+
+    def _head(self) -> nn.Sequential:
+        c = self.config
+        return nn.Sequential(
+            DINOProjector(self.backbone.dim, c.hidden, c.bottleneck, batch_norm=c.head_batch_norm),
+            Prototypes(c.bottleneck, c.prototypes, fixed_gain=c.fixed_gain),
+        )
+
+    @property
+    def student(self) -> nn.Sequential:
+        """Trunk and head, in the teacher's order."""
+        return nn.Sequential(self.backbone, self.head)
+
+    @property
+    def evaluated(self) -> Backbone:
+        """The teacher's trunk."""
+        teacher = self.teacher[0]
+        assert isinstance(teacher, Backbone)
+        return teacher
+
+    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+        """Cross-entropy of the teacher's two global crops with the student's others."""
+        with torch.no_grad():
+            teacher = forward_by_size(self.teacher, views[:2])
+            batch = teacher.to(self.centre.dtype).mean(dim=(0, 1))
+            self.batch_centre = dist.all_reduce_mean(batch)
+        return dino_terms(
+            forward_by_size(self.student, views),
+            teacher,
+            self.centre,
+            student_temperature=self.config.student_temperature,
+            teacher_temperature=self.config.teacher_temperature_at(int(progress.epoch)),
+        )
+
+    def after_backward(self, progress: Progress) -> None:
+        """Hold the last layer still in the first epochs."""
+        if progress.epoch < self.config.frozen_epochs:
+            for parameter in self.head[1].parameters():
+                parameter.grad = None
+
+    @torch.no_grad()
+    def after_step(self, progress: Progress) -> None:
+        """Move the teacher, and the centre towards the batch it was just used on (Eq. 4)."""
+        self.centre.lerp_(self.batch_centre, 1 - self.config.centre_momentum)
+        momentum = cosine(self.config.teacher_momentum, 1.0, progress.fraction)
+        ema_update(self.teacher, self.student, momentum)
+
+
+def dino_terms(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    centre: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> dict[str, Tensor]:
+    """DINO's loss (Eq. 3), in nats.
+
+    Args:
+        student_logits: (V, n, K) over V crops, the teacher's first.
+        teacher_logits: (2, n, K) over the global crops.
+        centre: (K,), subtracted from the teacher's logits.
+        student_temperature: tau_s.
+        teacher_temperature: tau_t, smaller: it sharpens.
+    """
+    targets = ((teacher_logits.detach() - centre) / teacher_temperature).softmax(dim=-1)
+    return {"CE": cross_crop_entropy(student_logits / student_temperature, targets)}
+
+
+# The released runs (800 epochs); the papers' tables take them at 300.
+VIT_SMALL = Recipe(
+    name="DINO ViT-S/16",
+    source="DINO, released ViT-S/16 run; SVIB, Table 1",
+    method=DINOConfig(fixed_gain=False, teacher_temperature=0.07, temperature_epochs=30),
+    views=views.DINO_VIT,
+    backbone=BackboneSpec(name="vit_small_16", drop_path=0.1),
+    epochs=300,
+    batch_size=1024,
+    optim=Optim(
+        name="adamw",
+        lr=5e-4,
+        final_lr=1e-5,
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        warmup_epochs=10,
+    ),
+)
+RESNET50 = Recipe(
+    name="DINO ResNet-50",
+    source="DINO, released ResNet-50 run; SVIB, Table 1",
+    method=DINOConfig(
+        prototypes=60000, head_batch_norm=True, teacher_temperature=0.07, temperature_epochs=50
+    ),
+    views=views.DINO_RESNET,
+    backbone=BackboneSpec(name="resnet50"),
+    epochs=300,
+    batch_size=4080,
+    optim=Optim(name="lars", lr=0.3, final_lr=0.0048, weight_decay=1e-6, warmup_epochs=10),
+)

@@ -1,0 +1,1 @@
+"""One file per speed claim, peers measured in the same run."""

@@ -1,0 +1,1 @@
+"""Everything that the methods, the protocols, the tables and SLURM share; imports nothing above it."""

@@ -1,0 +1,117 @@
+"""Our own checkpoints: atomic, checksummed, loaded without running pickled code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.backbone import Backbone, build_backbone
+from harness.errors import UserError
+from harness.recipe import BackboneSpec
+
+FORMAT = "ssl-reproduce backbone 1"
+KEPT = 2  # training checkpoints: the last one and the one before
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_bytes(state: Any) -> bytes:
+    """`state` as torch.save writes it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def save_training(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `folder/step-<step>-<sha256>.pt`; the checkpoint before it is kept, older ones go.
+
+    The checksum is part of the name, so that content and checksum appear in one rename.
+    """
+    data = to_bytes(state)
+    path = folder / f"step-{step:09d}-{sha256(data)[:16]}.pt"
+    write_atomically(path, data)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_training(folder: Path) -> tuple[dict[str, Any], Path] | None:
+    """The newest whole training checkpoint and its path, or None.
+
+    A damaged one is named on stderr and the one before it is used.
+    """
+    for path in _newest_first(folder):
+        data = path.read_bytes()
+        if sha256(data)[:16] == path.stem.rpartition("-")[2]:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), path
+        print(
+            f"warning: checkpoint {path} is damaged (its checksum differs from its name); "
+            "going back to the one before",
+            file=sys.stderr,
+        )
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def save_backbone(backbone: Backbone, path: Path, **info: Any) -> None:
+    """Write a trunk with all that is needed to build it again.
+
+    Args:
+        backbone: The trunk.
+        path: Of the file, usually `backbone.pt`.
+        **info: Plain values about its training (recipe, seed, seconds).
+    """
+    state = {
+        "format": FORMAT,
+        "spec": dataclasses.asdict(backbone.spec),
+        "image_size": backbone.image_size,
+        "info": info,
+        "state": {
+            name: value.contiguous().cpu() for name, value in backbone.trunk.state_dict().items()
+        },
+    }
+    write_atomically(path, to_bytes(state))
+
+
+def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
+    """A trunk that `save_backbone` wrote, in eval mode, and what is known of its training.
+
+    Raises:
+        UserError: The file is not one of ours.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise UserError(f"{path} is not a backbone.pt of this harness")
+    backbone = build_backbone(BackboneSpec(**saved["spec"]), saved["image_size"])
+    backbone.trunk.load_state_dict(saved["state"])
+    return backbone.eval(), saved["info"]

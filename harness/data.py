@@ -1,0 +1,205 @@
+"""Data sets by name: `imagenet`, `cifar10`, `mnist5k`, and any folder with `train/` and `val/`.
+
+The only reader of DATA_ROOT. A data set is a name in a recipe; where it lies is the machine's
+business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import bundles
+from harness.errors import UserError
+from harness.folders import Listing, decode, list_split
+from harness.pixelcache import cached_pixels
+
+Split = Literal["train", "val"]
+NAMES = ("imagenet", "cifar10", "mnist5k")
+_HOW_TO_GET = {
+    "imagenet": (
+        "register at image-net.org, unpack ILSVRC2012 there as train/<wnid>/ and val/<wnid>/"
+    ),
+    "cifar10": (
+        "download cifar-10-python.tar.gz or cifar-10-binary.tar.gz from"
+        " cs.toronto.edu/~kriz/cifar.html and unpack it there"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+    """One split of a data set.
+
+    Attributes:
+        name: The data set's name, or the folder it was given as.
+        split: "train" or "val".
+        classes: Class names; a label is a position in this list.
+        labels: int64 (n,).
+        checksum: SHA-256, hex, of the split. For sets of files: of the sorted relative paths and
+            sizes in bytes, since reading 140 GB per job is out of the question. For sets in
+            one file: of all pixels, then all labels.
+        images: uint8 (n, 3, H, W) when the split lives in memory, else None.
+    """
+
+    name: str
+    split: str
+    classes: list[str]
+    labels: np.ndarray
+    checksum: str
+    images: Tensor | None = field(default=None, repr=False)
+    listing: Listing | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def load(self, index: int) -> Tensor:
+        """One image as uint8 (3, H, W).
+
+        Raises:
+            UserError: The file cannot be decoded; it is named.
+        """
+        if self.images is not None:
+            return self.images[index]
+        assert self.listing is not None
+        return decode(self.listing.path(index))
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the split: checksum, number of images and of classes."""
+        return {"checksum": self.checksum, "images": len(self), "classes": len(self.classes)}
+
+
+def open_split(dataset: str, split: Split) -> ImageSet:
+    """Open a split of a data set by its name.
+
+    Args:
+        dataset: `mnist5k` (bundled), `cifar10` or `imagenet` (below DATA_ROOT), or a folder with
+            `train/<class>/` and `val/<class>/`, by its path or by its name below DATA_ROOT.
+        split: "train" or "val".
+
+    Raises:
+        UserError: The data is missing or damaged; the text says what was looked for, where, and
+            how to get it.
+    """
+    if split not in ("train", "val"):
+        raise UserError(f"unknown split {split!r}: choose train or val.")
+    openers: dict[str, Callable[[Split], ImageSet]] = {
+        "mnist5k": _open_mnist5k,
+        "cifar10": _open_cifar10,
+        "imagenet": lambda part: _open_folder("imagenet", _find_imagenet(), part),
+    }
+    if dataset in openers:
+        return openers[dataset](split)
+    return _open_folder(dataset, _find_folder(dataset), split)
+
+
+def _data_root(dataset: str) -> Path:
+    value = os.environ.get("DATA_ROOT", "")
+    if not value:
+        raise UserError(
+            f"data set {dataset!r} is looked for below the folder that the environment variable"
+            f" DATA_ROOT names, and DATA_ROOT is not set; export DATA_ROOT=<folder of {dataset}/>."
+        )
+    root = Path(value).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"DATA_ROOT={value} is not a folder; set it to the folder that holds {dataset}/."
+        )
+    return root
+
+
+def _is_split_folder(folder: Path) -> bool:
+    return (folder / "train").is_dir() and (folder / "val").is_dir()
+
+
+def _find_imagenet() -> Path:
+    root = _data_root("imagenet")
+    for folder in (root / "imagenet", root):
+        if _is_split_folder(folder):
+            return folder
+    raise UserError(
+        f"data set 'imagenet' needs the folders train/ and val/ in {root / 'imagenet'} (or in"
+        f" {root}) and they are not there; {_HOW_TO_GET['imagenet']}."
+    )
+
+
+def _find_folder(dataset: str) -> Path:
+    given = Path(dataset).expanduser()
+    places = [given]
+    if os.environ.get("DATA_ROOT") and not given.is_absolute():
+        places.append(_data_root(dataset) / given)
+    for folder in places:
+        if _is_split_folder(folder):
+            return folder
+    looked = " and ".join(str(place) for place in places)
+    close = difflib.get_close_matches(dataset, NAMES, n=1)
+    hint = f"did you mean {close[0]}?" if close else "give a folder that has both."
+    raise UserError(
+        f"unknown data set {dataset!r}: it is none of {', '.join(NAMES)}, and {looked} has no"
+        f" folders train/ and val/; {hint}"
+    )
+
+
+def _open_folder(name: str, folder: Path, split: Split) -> ImageSet:
+    listing = list_split(folder, split)
+    return ImageSet(
+        name=name,
+        split=split,
+        classes=listing.classes,
+        labels=listing.labels,
+        checksum=listing.checksum,
+        listing=listing,
+    )
+
+
+def _open_cifar10(split: Split) -> ImageSet:
+    root = _data_root("cifar10")
+    for folder in (root / "cifar10", root):
+        bundle = bundles.read_cifar10(folder, split)
+        if bundle is not None:
+            return _from_bundle("cifar10", split, bundle)
+    folder = root / "cifar10"
+    if not _is_split_folder(folder):
+        raise UserError(
+            f"data set 'cifar10' needs train/<class>/ and val/<class>/, cifar-10-batches-py/ or"
+            f" cifar-10-batches-bin/ in {folder} and none is there; {_HOW_TO_GET['cifar10']}."
+        )
+    listing = list_split(folder, split)
+    if listing.classes != list(bundles.CIFAR10_CLASSES):
+        raise UserError(
+            f"{folder / 'train'} has the classes {', '.join(listing.classes[:10])} and CIFAR-10 has"
+            f" {', '.join(bundles.CIFAR10_CLASSES)}; {_HOW_TO_GET['cifar10']}."
+        )
+    pixels = cached_pixels(listing, side=32)
+    return ImageSet(
+        name="cifar10",
+        split=split,
+        classes=listing.classes,
+        labels=listing.labels,
+        checksum=listing.checksum,
+        images=torch.from_numpy(pixels),
+    )
+
+
+def _open_mnist5k(split: Split) -> ImageSet:
+    return _from_bundle("mnist5k", split, bundles.read_mnist5k(split))
+
+
+def _from_bundle(name: str, split: Split, bundle: bundles.Bundle) -> ImageSet:
+    return ImageSet(
+        name=name,
+        split=split,
+        classes=list(bundle.classes),
+        labels=bundle.labels,
+        checksum=bundle.checksum(),
+        images=torch.from_numpy(bundle.pixels),
+    )

@@ -1,0 +1,253 @@
+"""Processes: torchrun, srun and submitit from one entry point, and collectives with gradients.
+
+With one process every function here is the identity, so that nothing else asks how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+from harness.errors import UserError
+
+_SRUN = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+def _environment() -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK and the master's address, from torchrun or from srun."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return dict(os.environ)
+    # Only a process that srun started has a step id; sbatch's own shell has SLURM_NTASKS too.
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        found = {ours: os.environ[theirs] for ours, theirs in _SRUN.items()}
+        job = int(os.environ["SLURM_JOB_ID"])
+        if int(found["WORLD_SIZE"]) > 1:
+            found["MASTER_ADDR"] = _first_host(os.environ["SLURM_STEP_NODELIST"])
+            # Below the ephemeral range, so that no outgoing connection holds it by accident.
+            found["MASTER_PORT"] = str(15000 + job % 10000)
+        return found
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def _first_host(nodes: str) -> str:
+    """First host of a SLURM node list, e.g. `n1` of `n[1-3,7],m2`."""
+    head, bracket, rest = nodes.partition("[")
+    if not bracket or "," in head:
+        return head.split(",")[0]
+    return head + rest.split("]")[0].split(",")[0].split("-")[0]
+
+
+def init() -> None:
+    """Join the process group if this process is one of several; do nothing otherwise.
+
+    NCCL with one GPU per process, gloo on CPU. Calling it twice is fine.
+
+    Raises:
+        UserError: More processes on this machine than GPUs.
+    """
+    if torch_dist.is_initialized():
+        return
+    env = _environment()
+    if int(env["WORLD_SIZE"]) == 1:
+        return
+    local = int(env.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if local >= gpus:
+            # srun with one visible GPU per task numbers each of them 0.
+            if gpus != 1:
+                raise UserError(
+                    f"local rank {local} has no GPU: {gpus} are visible on "
+                    f"{socket.gethostname()}; start one process per GPU"
+                )
+            local = 0
+        torch.cuda.set_device(local)
+    torch_dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+        rank=int(env["RANK"]),
+        world_size=int(env["WORLD_SIZE"]),
+        timeout=timedelta(minutes=30),
+    )
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 when alone."""
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes work together."""
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and reports."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world() > 1:
+        torch_dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """The main process's `value`, on every process."""
+    if world() == 1:
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, src=0, device=device())
+    return box[0]
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """The main process's tensor, on every process; no gradient."""
+    if world() > 1:
+        torch_dist.broadcast(x, src=0)
+    return x
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process run the block alone before the others do (to fill a cache)."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of all processes, in rank order, on every process; no gradient.
+
+    Args:
+        x: (n_r, …); the number of rows may differ from rank to rank.
+    """
+    if world() == 1:
+        return x
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world())]
+    torch_dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    rows = [int(count) for count in counts]
+    padded = torch.cat([x, x.new_zeros((max(rows) - len(x), *x.shape[1:]))]).contiguous()
+    parts = [torch.empty_like(padded) for _ in rows]
+    torch_dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather forward; backward sums the gradients that all processes have for these rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x) for _ in range(world())]
+        torch_dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.contiguous()
+        torch_dist.all_reduce(gradient)
+        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class _Sum(torch.autograd.Function):
+    """all_reduce(sum) forward; backward sums the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        torch_dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.contiguous().clone()
+        torch_dist.all_reduce(gradient)
+        return gradient
+
+
+def gather(x: Tensor) -> Tensor:
+    """The global batch (world * n, …) from each process's (n, …), with the exact gradient.
+
+    Every process then computes the same global loss L. Backward returns the sum over processes
+    of dL/dx, i.e. world * dL/dx, and the mean that DDP takes over processes makes it the gradient
+    of L with respect to the weights, exactly as on one process with the whole batch.
+    """
+    return x if world() == 1 else _Gather.apply(x)
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over processes, with the exact gradient (see `gather`)."""
+    return x if world() == 1 else _Sum.apply(x)
+
+
+def all_reduce_mean(x: Tensor) -> Tensor:
+    """Mean over processes, with the exact gradient (see `gather`)."""
+    return all_reduce_sum(x) / world()
+
+
+class _CpuSyncBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the batches of all processes, for gloo.
+
+    torch's own SyncBatchNorm runs on accelerators only.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        assert input.dim() >= 2, input.shape
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if not self.training or world() == 1:
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        count = input.numel() / input.shape[1] * world()  # all processes hold equal batches
+        mean = all_reduce_sum(input.sum(axes)) / count
+        centred = input - mean.view(shape)
+        variance = all_reduce_sum(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.momentum is not None and self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        normalised = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is None or self.bias is None:
+            return normalised
+        return normalised * self.weight.view(shape) + self.bias.view(shape)
+
+
+def sync_batchnorm(module: nn.Module) -> nn.Module:
+    """`module` with every batch norm taking its statistics over all processes."""
+    if world() == 1:
+        return module
+    if device().type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            # Same parameters and buffers, another forward: nothing to copy, nothing to lose.
+            child.__class__ = _CpuSyncBatchNorm
+    return module

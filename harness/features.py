@@ -1,0 +1,187 @@
+"""Features of a frozen backbone, spread over processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import dist
+from harness.data import open_split
+from harness.errors import UserError
+from harness.loader import Plan, eval_batches
+from harness.progress import track
+
+if TYPE_CHECKING:
+    from harness.backbone import Backbone
+    from harness.data import ImageSet
+    from harness.views import CenterCrop
+
+BATCH_SIZE = 128  # images a forward
+MOST_WORKERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """Features of some images of a split, with what they belong to."""
+
+    values: Tensor  # (n, d) fp32, on this process's device
+    labels: Tensor  # (n,) int64, on the CPU
+    indices: Tensor  # (n,) int64, on the CPU: positions in the split
+
+
+def loader_workers() -> int:
+    """Processes that decode for this one: its share of the cores, 0 if that is a single one."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    # torchrun shows all cores to each process of a machine, srun gives each its own.
+    share = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
+    return share if share > 1 else 0
+
+
+@contextmanager
+def frozen(backbone: Backbone) -> Iterator[Backbone]:
+    """`backbone` on this process's device, in eval mode and without gradients, for a block."""
+    training = backbone.training
+    backbone.to(device=dist.device()).to(memory_format=torch.channels_last).eval()
+    try:
+        with torch.no_grad():
+            yield backbone
+    finally:
+        backbone.train(training)
+
+
+def embed(
+    backbone: Backbone, images: Tensor, *, last_blocks: int = 1, rows: int = BATCH_SIZE
+) -> Tensor:
+    """Features (n, d) fp32 of images (n, 3, H, W), on this process's device.
+
+    Always runs batches of `rows`, the last one filled up with copies: kernels differ in the last
+    bit from one shape to another, and so would features on one and on two processes.
+    """
+    images = images.to(dist.device(), memory_format=torch.channels_last)
+    parts = []
+    for part in images.split(rows):
+        filled = part
+        if len(part) < rows:
+            filled = part[torch.arange(rows, device=part.device) % len(part)]
+            filled = filled.contiguous(memory_format=torch.channels_last)
+        parts.append(backbone(filled, last_blocks=last_blocks)[: len(part)].float())
+    return torch.cat(parts)
+
+
+def extract(
+    backbone: Backbone,
+    data: ImageSet,
+    transform: CenterCrop,
+    *,
+    last_blocks: int = 1,
+    indices: np.ndarray | None = None,
+) -> Features:
+    """This process's share of a split's features, each image once over all processes.
+
+    Args:
+        backbone: Frozen here; its mode is restored.
+        data: The split.
+        transform: Of each image.
+        last_blocks: See `Backbone.forward`.
+        indices: Only these images of the split; default all.
+    """
+    plan = Plan(
+        rank=dist.rank(),
+        world=dist.world(),
+        indices=indices,
+        device=str(dist.device()),
+        workers=loader_workers(),
+    )
+    total = -(-(len(data) if indices is None else len(indices)) // (BATCH_SIZE * dist.world()))
+    batches = eval_batches(data, transform, batch_size=BATCH_SIZE, plan=plan)
+    values, labels, places = [], [], []
+    with frozen(backbone):
+        for batch in track(batches, label=f"features of {data.name} {data.split}", total=total):
+            values.append(embed(backbone, batch.views[0], last_blocks=last_blocks))
+            labels.append(batch.labels.cpu())
+            places.append(batch.indices.cpu())
+        if not values:
+            width = backbone.dim * (last_blocks if backbone.is_vit else 1)
+            values.append(torch.empty((0, width), device=dist.device()))
+            labels.append(torch.empty(0, dtype=torch.int64))
+            places.append(torch.empty(0, dtype=torch.int64))
+    return Features(values=torch.cat(values), labels=torch.cat(labels), indices=torch.cat(places))
+
+
+def gathered(features: Features) -> Features:
+    """The features of all processes, in the order of the split, on every process."""
+    if dist.world() == 1:
+        return features
+    order = gather_numbers(features.indices).argsort()
+    return Features(
+        values=dist.gather_rows(features.values)[order.to(features.values.device)],
+        labels=gather_numbers(features.labels)[order],
+        indices=gather_numbers(features.indices)[order],
+    )
+
+
+def gather_numbers(x: Tensor) -> Tensor:
+    """Rows (n_r, …) of all processes in rank order, on the CPU whatever the collectives use."""
+    return dist.gather_rows(x.to(dist.device())).cpu()
+
+
+def open_pair(dataset: str) -> tuple[ImageSet, ImageSet]:
+    """The train and val splits of a data set.
+
+    Raises:
+        UserError: They don't have the same classes.
+    """
+    train, val = open_split(dataset, "train"), open_split(dataset, "val")
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))[:3]
+        raise UserError(
+            f"data set {dataset!r} has {len(train.classes)} classes in train and "
+            f"{len(val.classes)} in val ({', '.join(odd)}, …); give both the same class folders"
+        )
+    return train, val
+
+
+def collect(
+    features: Features, predictions: dict[str, Tensor], workdir: Path
+) -> dict[str, np.ndarray]:
+    """All processes' predictions in the order of the split; also `workdir/predictions.npz`.
+
+    Args:
+        features: This process's share of the split.
+        predictions: By name, a row for each of these images: (n,) or (n, places), on the CPU.
+        workdir: Folder of the evaluation; only the main process writes.
+
+    Returns:
+        `predictions` and beside them `indices` and `labels`, of every image of the split once.
+    """
+    order = gather_numbers(features.indices).argsort()
+    shares = {"indices": features.indices, "labels": features.labels, **predictions}
+    arrays = {name: gather_numbers(share)[order].numpy() for name, share in shares.items()}
+    if dist.is_main():
+        workdir.mkdir(parents=True, exist_ok=True)
+        draft = workdir / "predictions.tmp.npz"
+        np.savez(draft, **arrays)  # type: ignore[arg-type]
+        draft.replace(workdir / "predictions.npz")
+    dist.barrier()
+    return arrays
+
+
+def digest(backbone: Backbone) -> str:
+    """SHA-256 of the weights and buffers: tells checkpoints apart wherever they came from."""
+    total = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()

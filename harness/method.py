@@ -1,0 +1,82 @@
+"""What every self-supervised method offers to the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbone import Backbone
+from harness.recipe import Progress
+
+# sample(n) yields this process's equal share of the first random view of at least n distinct
+# training images.
+Sampler = Callable[[int], Iterator[Tensor]]
+
+
+class Method(nn.Module):
+    """A method: its trunk, its heads, its losses, and what it does between steps."""
+
+    backbone: Backbone  # the trunk that the optimiser trains
+    no_decay: ClassVar[tuple[str, ...]] = ()  # parameters without weight decay and LARS adaptation
+
+    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+        """Weighted loss terms by name; the trainer minimises their sum.
+
+        Args:
+            views: One (n, 3, H, W) batch per view of this process's images, global views first.
+            progress: Where the run stands, for schedules.
+        """
+        raise NotImplementedError
+
+    def after_backward(self, progress: Progress) -> None:
+        """Change gradients before the optimiser sees them (DINO's frozen last layer)."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Update what gradients do not: EMA teachers, centres, queues."""
+
+    def after_epoch(self, progress: Progress, sample: Sampler) -> list[nn.Parameter]:
+        """Work between epochs (SVIB's re-initialised means).
+
+        Returns:
+            Parameters that were replaced: the trainer drops their optimiser state.
+        """
+        return []
+
+    @property
+    def evaluated(self) -> Backbone:
+        """The trunk that protocols evaluate: the teacher where the paper says so."""
+        return self.backbone
+
+
+class TwinMethod(Method):
+    """Two branches with shared weights and a loss on their projections: no teacher, no predictor."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projector: nn.Module,
+        terms: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self._terms = terms
+
+    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+        """Terms of the two views, each through the network on its own (BN statistics per view)."""
+        first, second = (self.projector(self.backbone(view)) for view in views)
+        return self._terms(first, second)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, parameters only.
+
+    BN buffers are left alone: DINO's teacher forwards in train mode and keeps its own.
+    """
+    torch._foreach_lerp_(
+        list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum
+    )

@@ -1,0 +1,87 @@
+"""Pretrain one recipe: `torchrun --nproc-per-node 4 -m harness.pretrain imsvd:RESNET50`.
+
+The same entry point serves one process, torchrun, and srun (`srun python -m harness.pretrain …`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness import registry
+from harness.errors import UserError
+from harness.recipe import Recipe
+from harness.scale import find_scale, scale_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Pretrain a method's recipe and print the path of its backbone.pt."""
+
+    recipe: str  # method:RECIPE, e.g. imsvd:RESNET50
+    scale: str = "paper"  # paper, cifar10, cifar10-mini or demo
+    epochs: int | None = None  # instead of the recipe's, before scaling
+    seed: int = 0
+    runs: Path = Path("runs")  # the run works in runs/<key>, and goes on there if it was killed
+    save_every: float = 10.0  # seconds between checkpoints at least
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: half on GPU, fp32 on CPU
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `method:RECIPE`.
+
+    Raises:
+        UserError: No such method or no such recipe; the known ones are listed.
+    """
+    method, _, constant = name.partition(":")
+    module = importlib.import_module(registry.find("method", method).__module__)
+    recipes = {key: value for key, value in vars(module).items() if isinstance(value, Recipe)}
+    if constant not in recipes:
+        close = difflib.get_close_matches(constant, recipes, n=1, cutoff=0.4)
+        hint = f"did you mean {method}:{close[0]}? " if close else ""
+        known = ", ".join(f"{method}:{key}" for key in recipes)
+        raise UserError(f"unknown recipe {name!r}: {hint}Known: {known}.")
+    return recipes[constant]
+
+
+def main() -> None:
+    """Parse, train, print; exits with 2 on a user's mistake."""
+    import tyro
+
+    command = tyro.cli(Command, config=(tyro.conf.PositionalRequiredArgs,))
+    try:
+        recipe = find_recipe(command.recipe)
+        if command.epochs is not None:
+            recipe = dataclasses.replace(recipe, epochs=command.epochs)
+        recipe = scale_recipe(recipe, find_scale(command.scale))
+        _run(recipe, command)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run(recipe: Recipe, command: Command) -> None:
+    from harness import dist
+    from harness.train import pretrain
+
+    try:
+        path = pretrain(
+            recipe,
+            command.seed,
+            command.runs,
+            precision=command.precision,
+            save_every=command.save_every,
+        )
+        if dist.is_main():
+            print(path)
+    finally:
+        dist.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Evaluation protocols as versioned data: EvalProtocol, Metric, and settings they share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+if TYPE_CHECKING:
+    from harness.backbone import Backbone
+    from harness.scale import Scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that a protocol measures."""
+
+    name: str
+    unit: str = "%"
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalProtocol:
+    """Settings of an evaluation; one subclass a file, its fields are its command line."""
+
+    version: ClassVar[int] = 1  # bump when numbers may change
+
+    dataset: str = "imagenet"  # a data set's name (imagenet, cifar10, mnist5k) or a folder
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What these settings measure, the metric to report first first."""
+        raise NotImplementedError
+
+    def run(self, backbone: Backbone, workdir: Path) -> dict[str, float]:
+        """Evaluate a frozen backbone; returns each metric (percent) by name.
+
+        Writes per-image predictions to `workdir/predictions.npz`; whatever else it leaves in
+        `workdir` lets a killed evaluation go on where it stopped.
+        """
+        raise NotImplementedError
+
+    def scaled(self, scale: Scale) -> Self:
+        """The same protocol on the data set and image size of another scale."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadTraining:
+    """How linear heads are trained on a frozen backbone: SGD, one head per learning rate."""
+
+    lr: tuple[float, ...] = (0.3,)  # effective; several train side by side, the best is chosen
+    momentum: float = 0.9  # of SGD
+    nesterov: bool = False  # Nesterov's momentum
+    weight_decay: float = 0.0  # L2, on weight and bias
+    batch_size: int = 256  # global
+    epochs: int = 100
+    schedule: Literal["cosine", "steps"] = "cosine"  # of the learning rate, per epoch
+    milestones: tuple[int, ...] = ()  # schedule "steps": epochs at which the rate drops
+    drop: float = 0.1  # schedule "steps": what the rate is multiplied by
+    init_std: float = 0.01  # of the head's normal initial weights; biases start at 0
+    last_blocks: int = 1  # ViTs: CLS tokens of how many last blocks make the feature
+    seed: int = 0  # of initial weights, order of images and crops
+
+    def lr_factor(self, epoch: int) -> float:
+        """What the learning rates are multiplied by in an epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        return self.drop ** sum(epoch >= milestone for milestone in self.milestones)

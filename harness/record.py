@@ -1,0 +1,80 @@
+"""Records: one immutable JSON per measured cell, the only input of tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old content or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One evaluation of one checkpoint, with all that is needed to trace and to repeat it."""
+
+    key: str  # fingerprint(recipe, protocol, seed)
+    slot: str  # the same without versions: finds records that an older version of the code wrote
+    recipe: dict[str, Any] | None  # resolved; None for a checkpoint from elsewhere
+    protocol: dict[str, Any]  # resolved
+    seed: int
+    metrics: dict[str, float]  # percent
+    checkpoint: dict[str, Any]  # path, sha256, family
+    data: dict[str, Any] = field(default_factory=dict)  # split → checksum, images, classes
+    predictions: str | None = None  # file of per-image predictions
+    seconds: float = 0.0  # of the evaluation
+    pretrain_seconds: float = 0.0  # all attempts together
+    peak_memory_bytes: int = 0
+    environment: dict[str, Any] = field(default_factory=dict)  # commit, versions, hardware, job
+
+    def save(self, folder: Path) -> Path:
+        """Write `folder/<key>.json` by rename; returns its path."""
+        path = folder / f"{self.key}.json"
+        write_text_atomically(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Read a record.
+
+        Raises:
+            ValueError: The file is not a record of this version of the harness.
+        """
+        try:
+            values = json.loads(path.read_text())
+            return cls(**values)
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path} is not a record ({error}); delete it to run it again"
+            ) from error
+
+
+def load_records(folder: Path) -> dict[str, Record]:
+    """All readable records of a folder by key; damaged ones are named on stderr and left out."""
+    import sys
+
+    records = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = Record.load(path)
+        except ValueError as error:
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            records[record.key] = record
+    return records

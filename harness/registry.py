@@ -1,0 +1,46 @@
+"""Methods, baselines and protocols by name: the file is the registration."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import is_dataclass
+
+from harness.errors import UserError
+
+ROOMS = {"method": ("methods", "baselines"), "protocol": ("protocols",)}
+
+
+def names(kind: str) -> list[str]:
+    """Names of everything of a kind ("method" or "protocol"), without importing any of it."""
+    rooms = (importlib.import_module(room) for room in ROOMS[kind])
+    return sorted(module.name for room in rooms for module in pkgutil.iter_modules(room.__path__))
+
+
+def find(kind: str, name: str) -> type:
+    """The one config class of the module called `name`: a MethodConfig or an EvalProtocol.
+
+    Raises:
+        UserError: No file of that name; the closest ones are suggested.
+    """
+    if name not in names(kind):
+        close = difflib.get_close_matches(name, names(kind), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "there is no similar one."
+        raise UserError(f"unknown {kind} {name!r}: {hint} Known: {', '.join(names(kind))}.")
+    room = next(room for room in ROOMS[kind] if importlib.util.find_spec(f"{room}.{name}"))
+    return config_class(importlib.import_module(f"{room}.{name}"))
+
+
+def config_class(module: object) -> type:
+    """The single dataclass with a `version` that a method's or protocol's module defines."""
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and is_dataclass(value)
+        and hasattr(value, "version")
+        and value.__module__ == module.__name__  # type: ignore[attr-defined]
+    ]
+    assert len(found) == 1, f"{module.__name__} defines {len(found)} config classes"  # type: ignore[attr-defined]
+    return found[0]

@@ -1,0 +1,155 @@
+"""Scale: one function from the papers' recipes to runs that fit a smaller machine.
+
+`paper` is the identity. Every other scale keeps the plan and the code path and shrinks what runs:
+data set, backbone, crops, heads, epochs. Tables say in their heading which scale they show.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, replace
+
+from harness.errors import UserError
+from harness.protocol import EvalProtocol
+from harness.recipe import BackboneSpec, Optim, Recipe
+from harness.views import resize_views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What a scale puts in the place of the papers' ImageNet settings."""
+
+    name: str
+    about: str  # one line for headings and --help
+    dataset: str = "imagenet"
+    image_size: int = 224
+    crop_sizes: dict[int, int] | None = None  # paper's crop side → this scale's
+    local_crops: int = 10  # at most
+    backbones: dict[str, str] | None = None  # paper's backbone → this scale's
+    convnet_optim: Optim | None = None
+    vit_optim: Optim | None = None
+    batch_size: int = 0
+    epoch_factor: float = 1.0
+    width: int = 1 << 30  # widest projector layer
+    prototypes: int = 1 << 30  # most prototypes or means
+    linear_epochs: int = 100
+    linear_batch_size: int = 256
+    seeds: int = 1  # runs per cell unless --seeds says otherwise
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether this is the papers' own setting."""
+        return self.name == "paper"
+
+
+_SMALL = {
+    "resnet50": "resnet_tiny",
+    "resnet18": "resnet_tiny",
+    "vit_small_16": "vit_demo",
+    "vit_tiny_16": "vit_demo",
+}
+# Below the papers' scale every method gets the same optimiser: LARS is made for batches of
+# thousands, and what is compared there is the harness, not the tuning.
+_SGD = Optim(name="sgd", lr=0.06, weight_decay=5e-4, warmup_epochs=10)
+_ADAMW = Optim(
+    name="adamw",
+    lr=5e-4,
+    final_lr=1e-6,
+    weight_decay=0.04,
+    final_weight_decay=0.4,
+    warmup_epochs=10,
+)
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(name="paper", about="the papers' own settings, ImageNet at 224 px", seeds=1),
+        Scale(
+            name="cifar10",
+            about="CIFAR-10 at 32 px, ResNet-18 and ViT-Ti/4",
+            dataset="cifar10",
+            image_size=32,
+            crop_sizes={224: 32, 96: 16},
+            local_crops=6,
+            backbones={
+                "resnet50": "resnet18_cifar",
+                "resnet18": "resnet18_cifar",
+                "vit_small_16": "vit_tiny_4",
+                "vit_tiny_16": "vit_tiny_4",
+            },
+            convnet_optim=_SGD,
+            vit_optim=_ADAMW,
+            batch_size=512,
+            width=2048,
+            prototypes=4096,
+        ),
+        Scale(
+            name="cifar10-mini",
+            about="CIFAR-10 at 32 px, small networks, a tenth of the epochs: minutes on CPU",
+            dataset="cifar10",
+            image_size=32,
+            crop_sizes={224: 32, 96: 16},
+            local_crops=2,
+            backbones=_SMALL,
+            convnet_optim=replace(_SGD, warmup_epochs=1),
+            vit_optim=replace(_ADAMW, lr=1e-3, warmup_epochs=1),
+            batch_size=256,
+            epoch_factor=0.1,
+            width=512,
+            prototypes=1024,
+            linear_epochs=20,
+        ),
+        Scale(
+            name="demo",
+            about="5,000 MNIST digits, tiny networks, a hundredth of the epochs: minutes on CPU",
+            dataset="mnist5k",
+            image_size=32,
+            crop_sizes={224: 32, 96: 16},
+            local_crops=2,
+            backbones=_SMALL,
+            convnet_optim=replace(_SGD, warmup_epochs=0.5),
+            vit_optim=replace(_ADAMW, lr=1e-3, warmup_epochs=0.5),
+            batch_size=128,
+            epoch_factor=0.01,
+            width=256,
+            prototypes=256,
+            linear_epochs=8,
+        ),
+    )
+}
+
+
+def find_scale(name: str) -> Scale:
+    """The scale of that name, with a did-you-mean for unknown ones."""
+    if name not in SCALES:
+        close = difflib.get_close_matches(name, SCALES, n=1, cutoff=0.3)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"unknown scale {name!r}: {hint}choose from {', '.join(SCALES)}.")
+    return SCALES[name]
+
+
+def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
+    """`recipe` at another scale; the identity at `paper`."""
+    if scale.is_paper:
+        return recipe
+    assert scale.crop_sizes and scale.backbones and scale.convnet_optim and scale.vit_optim
+    name = scale.backbones.get(recipe.backbone.name, recipe.backbone.name)
+    is_vit = recipe.backbone.name.startswith("vit")
+    global_views = tuple(v for v in recipe.views if v.size == 224)
+    local_views = tuple(v for v in recipe.views if v.size != 224)[: scale.local_crops]
+    return replace(
+        recipe,
+        method=recipe.method.scaled(scale),
+        views=resize_views(global_views + local_views, scale.crop_sizes, blur=False),
+        backbone=BackboneSpec(name=name),
+        epochs=math.ceil(recipe.epochs * scale.epoch_factor),
+        batch_size=scale.batch_size,
+        optim=scale.vit_optim if is_vit else scale.convnet_optim,
+        dataset=scale.dataset,
+    )
+
+
+def scale_protocol(protocol: EvalProtocol, scale: Scale) -> EvalProtocol:
+    """`protocol` at another scale; the identity at `paper`."""
+    return protocol if scale.is_paper else protocol.scaled(scale)

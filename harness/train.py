@@ -1,0 +1,367 @@
+"""The only pretraining loop: `pretrain(recipe, seed, runs)`, on one process or many.
+
+Every random number is a function of (seed, step, process) or (seed, epoch, image), so that a run
+killed at any moment and started again ends with the same weights, to the last bit on CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from harness import dist, draws
+from harness.backbone import build_backbone
+from harness.checkpoint import load_backbone, load_training, save_backbone, save_training
+from harness.data import ImageSet, open_split
+from harness.errors import UserError
+from harness.loader import Plan, train_batches
+from harness.method import Method
+from harness.optim import build_optimizer, clip_each_gradient, set_schedules
+from harness.recipe import Progress, Recipe, pretrain_key, resolved
+from harness.trainlog import TrainLog
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+LOG_EVERY = 10  # steps between reports; losses are read back from the GPU only then
+SAVE_SHARE = 0.02  # of the time may go into checkpoints
+
+
+class NonFiniteLossError(UserError):
+    """Training diverged."""
+
+
+@dataclass
+class Run:
+    """A training run in flight."""
+
+    recipe: Recipe
+    seed: int
+    workdir: Path
+    data: ImageSet
+    method: Method
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    steps_per_epoch: int
+    save_every: float = 10.0  # seconds
+    step: int = 0
+    seconds: float = 0.0  # of training, all attempts together
+    started: float = field(default_factory=time.monotonic)
+    checkpoint: Path | None = None  # the last one known to be good
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_epoch * self.recipe.epochs
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(self.step / self.steps_per_epoch, self.recipe.epochs)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, earlier attempts included."""
+        return self.seconds + time.monotonic() - self.started
+
+
+def pretrain(
+    recipe: Recipe,
+    seed: int,
+    runs: Path,
+    *,
+    precision: Precision = "auto",
+    save_every: float = 10.0,
+    on_step: Callable[[Run], None] | None = None,
+) -> Path:
+    """Train `recipe`, or go on where a killed attempt stopped.
+
+    Args:
+        recipe: What to train, resolved (after scaling).
+        seed: Of everything random.
+        runs: Folder of all runs; this one works in `runs/<pretrain key>`.
+        precision: Of the matrix products; "auto" is bf16 on GPUs that have it, fp16 on other
+            GPUs, fp32 on CPU.
+        save_every: Seconds between checkpoints, or more where writing one takes longer than 2 %
+            of that; 0 writes one at every report.
+        on_step: Called after every step, on every process.
+
+    Returns:
+        Path of the evaluated trunk, `backbone.pt`; at once if it is already there.
+
+    Raises:
+        UserError: Settings that cannot run, or a loss that is not finite.
+    """
+    dist.init()
+    workdir = runs / pretrain_key(recipe, seed)
+    final = workdir / "backbone.pt"
+    if final.exists():
+        load_backbone(final)
+        return final
+    workdir.mkdir(parents=True, exist_ok=True)
+    run = _start(recipe, seed, workdir, precision)
+    run.save_every = save_every
+    _resume(run)
+    _train(run, on_step)
+    if dist.is_main():
+        save_backbone(run.method.evaluated, final, **_summary(run))
+    dist.barrier()
+    return final
+
+
+def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Run:
+    with dist.main_first():
+        data = open_split(recipe.dataset, "train")
+    steps_per_epoch = len(data) // recipe.batch_size
+    if recipe.batch_size % dist.world():
+        raise UserError(
+            f"batch size {recipe.batch_size} does not divide among {dist.world()} processes; "
+            f"use a multiple of {dist.world()}"
+        )
+    if not steps_per_epoch:
+        raise UserError(
+            f"batch size {recipe.batch_size} is larger than the {len(data)} training images of "
+            f"{recipe.dataset}; use at most {len(data)}"
+        )
+    torch.manual_seed(draws.torch_seed(seed, 0))
+    backbone = build_backbone(recipe.backbone, max(view.size for view in recipe.views))
+    method = recipe.method.build(backbone)
+    dist.sync_batchnorm(method)
+    memory_format = torch.preserve_format if backbone.is_vit else torch.channels_last
+    method.to(dist.device(), memory_format=memory_format).train()  # pyright: ignore[reportCallIssue]
+    precision = _resolve(precision)
+    return Run(
+        recipe=recipe,
+        seed=seed,
+        workdir=workdir,
+        data=data,
+        method=method,
+        optimizer=build_optimizer(method, recipe, method.no_decay),
+        scaler=torch.amp.GradScaler(dist.device().type, enabled=precision == "fp16"),
+        precision=precision,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _resolve(precision: Precision) -> Precision:
+    if dist.device().type == "cpu":
+        # Half-precision products are some sixty times slower than fp32 on most CPUs.
+        return "fp32" if precision == "auto" else precision
+    if precision == "auto":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return precision
+
+
+def _autocast(run: Run) -> contextlib.AbstractContextManager[Any]:
+    if run.precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float16
+    return torch.autocast(dist.device().type, dtype=dtype)
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """Everything that the rest of the run depends on; randomness has no state."""
+    return {
+        "step": run.step,
+        "seconds": run.elapsed,
+        "precision": run.precision,
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+
+
+def _resume(run: Run) -> None:
+    found = load_training(run.workdir)
+    if found is None:
+        return
+    state, run.checkpoint = found
+    if state["precision"] != run.precision:
+        raise UserError(
+            f"{run.checkpoint} was trained in {state['precision']}, this run is in "
+            f"{run.precision}; give --precision {state['precision']} or delete {run.workdir}"
+        )
+    run.method.load_state_dict(state["method"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.step, run.seconds = state["step"], state["seconds"]
+    if dist.is_main():
+        print(f"resuming {run.workdir.name} at step {run.step}/{run.steps}", file=sys.stderr)
+
+
+def _save(run: Run) -> None:
+    """Write a checkpoint, unless the last update has spoilt the weights."""
+    norms = torch._foreach_norm([p.detach() for p in run.method.parameters()])
+    if not torch.stack(norms).isfinite().all():
+        raise _diverged(run, "a weight is not finite", run.step)
+    run.checkpoint = save_training(run.workdir, run.step, _state(run))
+
+
+def _diverged(run: Run, what: str, step: int) -> NonFiniteLossError:
+    good = "there is no checkpoint yet"
+    if run.checkpoint is not None:
+        good = f"the last good checkpoint is {run.checkpoint}"
+    return NonFiniteLossError(
+        f"{what} at step {step} of {run.workdir.name}: training has diverged; {good}; "
+        "lower the learning rate"
+    )
+
+
+class _Losses(nn.Module):
+    """What DDP wraps: its forward is the method's losses."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+        return self.method.losses(views, progress)
+
+
+def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
+    losses: nn.Module = _Losses(run.method)
+    if dist.world() > 1:
+        # Every batch norm is synchronised and the centre all-reduced: buffers never differ.
+        losses = DistributedDataParallel(losses, broadcast_buffers=False)
+    log = TrainLog(run.workdir, run.recipe.name, step=run.step, steps=run.steps)
+    pending: list[dict[str, Tensor]] = []
+    saved, save_seconds = time.monotonic(), 0.0
+    try:
+        while run.step < run.steps:
+            for views in _epoch(run):
+                pending.append(_step(run, losses, views))
+                run.step += 1
+                last = run.step == run.steps
+                wait = max(run.save_every, save_seconds / SAVE_SHARE if run.save_every else 0.0)
+                due = dist.is_main() and time.monotonic() - saved > wait and not last
+                if run.step % LOG_EVERY == 0 or last:
+                    _report(run, log, pending)
+                if due and not pending:
+                    begun = time.monotonic()
+                    _save(run)
+                    saved = time.monotonic()
+                    save_seconds = saved - begun
+                if on_step is not None:
+                    on_step(run)
+    finally:
+        log.close()
+
+
+def _epoch(run: Run) -> Iterator[list[Tensor]]:
+    """The views of the steps that are left of the current epoch, then the method's own work."""
+    epoch, start = divmod(run.step, run.steps_per_epoch)
+    plan = Plan(rank=dist.rank(), world=dist.world(), start_step=start, device=dist.device().type)
+    batch_size = run.recipe.batch_size // dist.world()
+    memory_format = torch.contiguous_format if run.method.backbone.is_vit else torch.channels_last
+    for batch in train_batches(
+        run.data, run.recipe.views, seed=run.seed, epoch=epoch, batch_size=batch_size, plan=plan
+    ):
+        yield [
+            view.to(dist.device(), non_blocking=True, memory_format=memory_format)
+            for view in batch.views
+        ]
+
+
+def _step(run: Run, losses: nn.Module, views: list[Tensor]) -> dict[str, Tensor]:
+    """One update; returns the detached loss terms."""
+    torch.manual_seed(draws.torch_seed(run.seed, 1, run.step, dist.rank()))
+    set_schedules(run.optimizer, run.recipe, run.progress.epoch)
+    run.optimizer.zero_grad(set_to_none=True)
+    with _autocast(run):
+        terms: dict[str, Tensor] = losses(views, run.progress)
+    run.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+    clip = run.recipe.optim.clip_grad
+    if clip is not None:
+        run.scaler.unscale_(run.optimizer)
+        clip_each_gradient(run.method, clip)
+    run.method.after_backward(run.progress)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.method.after_step(run.progress)
+    if (run.step + 1) % run.steps_per_epoch == 0:
+        _end_epoch(run)
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def _end_epoch(run: Run) -> None:
+    """The method's work between epochs; part of the epoch's last step, so that no checkpoint can
+    fall between the two.
+    """
+    done = Progress((run.step + 1) / run.steps_per_epoch, run.recipe.epochs)
+
+    def sample(count: int) -> Iterator[Tensor]:
+        count = math.ceil(count / dist.world()) * dist.world()
+        if count > len(run.data):
+            raise UserError(
+                f"{count} distinct training images are asked for between epochs, but "
+                f"{run.recipe.dataset} has {len(run.data)}; use fewer means"
+            )
+        epoch = int(done.epoch)
+        plan = Plan(
+            rank=dist.rank(),
+            world=dist.world(),
+            drop_last=False,
+            indices=draws.subset(run.seed, f"between epochs {epoch}", len(run.data), count),
+            device=dist.device().type,
+        )
+        batch_size = run.recipe.batch_size // dist.world()
+        for batch in train_batches(
+            run.data,
+            run.recipe.views[:1],
+            seed=run.seed,
+            epoch=epoch,
+            batch_size=batch_size,
+            plan=plan,
+        ):
+            yield batch.views[0].to(dist.device())
+
+    with _autocast(run):
+        replaced = run.method.after_epoch(done, sample)
+    for parameter in replaced:
+        run.optimizer.state.pop(parameter, None)
+
+
+def _report(run: Run, log: TrainLog, pending: list[dict[str, Tensor]]) -> None:
+    """Read the pending losses back, stop at the first that is not finite, write the last."""
+    names = list(pending[0])
+    table = torch.stack([torch.stack([terms[name] for name in names]) for terms in pending])
+    table = dist.all_reduce_mean(table.float()).cpu()
+    first = run.step - len(pending)
+    pending.clear()
+    for offset, row in enumerate(table.tolist()):
+        for name, value in zip(names, row, strict=True):
+            if not math.isfinite(value):
+                raise _diverged(run, f"the loss term {name} is {value}", first + offset)
+    values = dict(zip(names, table[-1].tolist(), strict=True))
+    values = {"epoch": round(run.progress.epoch, 4), "loss": sum(values.values())} | values
+    values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+    log.write(run.step, run.recipe.batch_size, values)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """What `backbone.pt` tells about its training."""
+    if dist.device().type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "recipe": resolved(run.recipe),
+        "name": run.recipe.name,
+        "seed": run.seed,
+        "seconds": run.elapsed,
+        "processes": dist.world(),
+        "precision": run.precision,
+        "device": str(dist.device().type),
+        "peak_memory_bytes": peak,
+        "data": run.data.describe(),
+    }

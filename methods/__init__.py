@@ -1,0 +1,1 @@
+"""The two methods this project reproduces, one file each."""

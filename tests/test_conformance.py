@@ -1,0 +1,144 @@
+"""What every registered method must do, whatever it is."""
+
+import importlib
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from harness import dist, registry
+from harness.backbone import build_backbone
+from harness.recipe import BackboneSpec, MethodConfig, Progress, Recipe, fingerprint, pretrain_key
+from harness.scale import SCALES, scale_recipe
+from harness.train import _Losses
+from tests.gloo import run_on
+from tests.golden.inputs import waves
+
+SCALE = replace(SCALES["demo"], width=32, prototypes=16, local_crops=1)
+
+
+def all_recipes() -> dict[str, Recipe]:
+    found = {}
+    for name in registry.names("method"):
+        module = importlib.import_module(registry.find("method", name).__module__)
+        for constant, value in vars(module).items():
+            if isinstance(value, Recipe):
+                found[f"{name}:{constant}"] = value
+    return found
+
+
+RECIPES = all_recipes()
+
+
+def build(recipe: Recipe) -> torch.nn.Module:
+    """The method at a tiny size, in double precision, without stochastic depth."""
+    recipe = scale_recipe(recipe, SCALE)
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneSpec(name=recipe.backbone.name), 16)
+    return recipe.method.build(backbone).double().train()
+
+
+def make_views(recipe: Recipe, images: int) -> list[torch.Tensor]:
+    sizes = {32: 16, 16: 8}
+    scaled = scale_recipe(recipe, SCALE).views
+    return [
+        waves(images, 3, sizes[view.size], sizes[view.size], phase=0.1 + i)
+        for i, view in enumerate(scaled)
+    ]
+
+
+def test_every_method_of_the_papers_first_tables_is_registered():
+    assert {"svib", "imsvd", "dino", "vicreg", "barlow_twins"} <= set(registry.names("method"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_terms_are_finite_scalars_and_every_trainable_weight_gets_a_gradient(name):
+    method = build(RECIPES[name])
+    terms = method.losses(make_views(RECIPES[name], 8), Progress(0.0, 10))
+    assert terms and all(value.shape == () and value.isfinite() for value in terms.values())
+    sum(terms.values()).backward()
+    missing = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    backbone = [p.grad.norm() for p in method.backbone.parameters()]
+    assert torch.stack(backbone).max() > 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_method_is_its_config_with_the_papers_values(name):
+    recipe = RECIPES[name]
+    assert isinstance(recipe.method, MethodConfig)
+    assert recipe.method == type(recipe.method)(
+        **{f.name: getattr(recipe.method, f.name) for f in fields(recipe.method)}
+    )
+    assert recipe.name and recipe.source and recipe.epochs >= 100
+    assert scale_recipe(recipe, SCALES["paper"]) is recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_state_dict_restores_the_method(name):
+    method, other = build(RECIPES[name]), build(RECIPES[name])
+    views = make_views(RECIPES[name], 8)
+    sum(method.losses(views, Progress(0.0, 10)).values()).backward()
+    method.after_step(Progress(0.0, 10))
+    with torch.no_grad():
+        for p in method.parameters():
+            p.mul_(1.01)
+    other.load_state_dict(method.state_dict())
+    progress = Progress(1.0, 10)
+    for key, value in method.losses(views, progress).items():
+        assert other.losses(views, progress)[key].item() == pytest.approx(value.item(), rel=1e-12)
+
+
+def losses_and_gradients(name: str) -> dict[str, torch.Tensor]:
+    """On this process's share of 8 images, through DDP where there are several processes."""
+    recipe = RECIPES[name]
+    method = dist.sync_batchnorm(build(recipe))
+    views = [view[dist.rank() :: dist.world()] for view in make_views(recipe, 8)]
+    losses: torch.nn.Module = _Losses(method)
+    if dist.world() > 1:
+        losses = DistributedDataParallel(losses, broadcast_buffers=False)
+    terms = losses(views, Progress(0.0, 10))
+    sum(terms.values()).backward()
+    method.after_step(Progress(0.0, 10))
+    found = {f"term {key}": dist.all_reduce_mean(v.detach()) for key, v in terms.items()}
+    found |= {f"gradient {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return found | {f"buffer {n}": b for n, b in method.named_buffers()}
+
+
+def all_losses_and_gradients() -> dict[str, dict[str, torch.Tensor]]:
+    return {name: losses_and_gradients(name) for name in RECIPES}
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(tmp_path_factory) -> list:
+    return run_on(2, all_losses_and_gradients, Path(tmp_path_factory.mktemp("gloo")))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loss_gradient_and_buffers_are_those_of_the_global_batch_on_two_processes(
+    name, on_two_processes
+):
+    alone = losses_and_gradients(name)
+    for rank in on_two_processes:
+        assert rank[name].keys() == alone.keys()
+        for key, value in alone.items():
+            error = (rank[name][key] - value).abs().max()
+            assert error <= 1e-9 * max(1.0, float(value.abs().max())), (key, float(error))
+
+
+def test_fingerprints_ignore_names_and_follow_settings():
+    recipe = next(iter(RECIPES.values()))
+    assert fingerprint(replace(recipe, name="x", source="y"), 0) == fingerprint(recipe, 0)
+    assert fingerprint(replace(recipe, epochs=7), 0) != fingerprint(recipe, 0)
+    assert fingerprint(recipe, 1) != fingerprint(recipe, 0)
+    assert pretrain_key(recipe, 0).endswith(fingerprint(recipe, 0))
+
+
+def test_a_new_version_of_a_method_changes_the_fingerprint_but_not_the_slot(monkeypatch):
+    recipe = next(iter(RECIPES.values()))
+    before = fingerprint(recipe), fingerprint(recipe, versions=False)
+    monkeypatch.setattr(type(recipe.method), "version", 99)
+    assert fingerprint(recipe) != before[0]
+    assert fingerprint(recipe, versions=False) == before[1]

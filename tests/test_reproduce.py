@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import reproduce
+
+
+def test_help_answers_without_torch():
+    code = (
+        "import sys, reproduce\n"
+        "try: reproduce.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'submitit' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert answer.returncode == 0
+    assert b"svib/table1" in answer.stdout
+
+
+def run(tmp_path, *arguments):
+    folders = {"runs": tmp_path / "runs", "records": tmp_path / "records", "out": tmp_path / "out"}
+    return reproduce.main(
+        [*arguments, *[text for k, v in folders.items() for text in (f"--{k}", str(v))]]
+    )
+
+
+def test_an_unknown_table_is_one_sentence_and_status_2(tmp_path, capsys):
+    assert run(tmp_path, "tabel1") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("unknown table 'tabel1': did you mean table1")
+    assert len(error.splitlines()) == 1
+
+
+def test_two_modes_at_once_are_refused(tmp_path, capsys):
+    assert run(tmp_path, "table1", "--plan", "--status") == 2
+    assert "--plan and --status exclude each other" in capsys.readouterr().err
+
+
+def test_without_imagenet_the_default_scale_is_demo_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    assert run(tmp_path, "table1", "--render") == 0
+    captured = capsys.readouterr()
+    assert "running at the demo scale" in captured.err
+    assert captured.out.count("Scale: DEMO") == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{paper}_table1.demo.{kind}" for paper in ("svib", "imsvd") for kind in ("md", "csv")
+    }
+
+
+def test_with_imagenet_the_default_scale_is_the_papers(tmp_path, capsys, monkeypatch):
+    (tmp_path / "imagenet").mkdir()
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert run(tmp_path, "svib/table1", "--render") == 0
+    assert "**Scale: paper**" in capsys.readouterr().out
+
+
+def test_the_plan_of_both_tables_has_14_pretrainings_and_18_evaluations(tmp_path, capsys):
+    assert run(tmp_path, "table1", "--scale", "demo", "--plan", "--cluster", "local") == 0
+    assert capsys.readouterr().out.startswith(
+        "32 jobs to run: 14 pretrainings, 18 evaluations; 0 evaluations are recorded"
+    )
+    assert not (tmp_path / "records").exists()
+
+
+def test_status_has_a_line_per_cell(tmp_path, capsys):
+    assert run(tmp_path, "svib/table1", "--scale", "demo", "--status") == 0
+    out = capsys.readouterr().out
+    assert out.count("missing") == 8
+    assert out.count("not implemented yet") == 20
+
+
+def test_why_without_a_record_says_so(tmp_path, capsys):
+    assert run(tmp_path, "svib/table1", "--scale", "demo", "--why", "svib (ours), r", "knn") == 0
+    out = capsys.readouterr().out
+    assert "the paper's number: 69.4" in out
+    assert "status: not run (no record yet)" in out
