@@ -66,15 +66,16 @@ def vicreg_terms(
         Scalars by name; variance and covariance are of the global batch.
     """
     z1, z2 = z1.float() if z1.itemsize < 4 else z1, z2.float() if z2.itemsize < 4 else z2
-    everywhere = [dist.gather(z) for z in (z1, z2)]
+    everything1, everything2 = dist.gather(z1), dist.gather(z2)
     return {
         # The code averages over images and dimensions; the paper's Eq. 5 has no 1/d, with which
         # its weight of 25 would not train.
         "invariance": invariance * F.mse_loss(z1, z2),
         # The code halves the sum over the two views, the paper (Eq. 6) does not; the published
         # numbers come from the code.
-        "variance": variance * sum(hinge_variance(z) for z in everywhere) / 2,
-        "covariance": covariance * sum(squared_covariance(z) for z in everywhere),
+        "variance": variance * (hinge_variance(everything1) + hinge_variance(everything2)) / 2,
+        "covariance": covariance
+        * (squared_covariance(everything1) + squared_covariance(everything2)),
     }
 
 

@@ -1,1 +1,1 @@
-"""Everything that the methods, the protocols, the tables and SLURM share; imports nothing above it."""
+"""What methods, protocols, tables and SLURM share; it imports none of them."""

@@ -1,7 +1,7 @@
 """Executes Views: draws the parameters of every image, crops, then colours the batch.
 
 There are two ways in and one set of parameters. `augment` takes images that live in memory as one
-tensor and crops them as a batch. `crop_views` takes one decoded image and cuts all its crops, and
+tensor and crops them as a batch. `crop_views` takes decoded images and cuts all their crops, and
 `colour` turns a batch of such crops into views. An image's views depend on the seed, the epoch and
 its index alone.
 """
@@ -10,21 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness import photometrics
 from harness.crop import BOX_SLOTS, crop_batch, crop_image, cut_patches, draw_boxes, patch_slots
 from harness.draws import uniforms
-from harness.photometrics import mean_per_image, normalize
+from harness.photometrics import (
+    autocontrast,
+    blend,
+    blur,
+    luma,
+    mean_per_image,
+    normalize,
+    posterize,
+    sharpen,
+    shift_hue,
+    solarize,
+)
 from harness.views import View
 
 _CHUNK_PIXELS = {"cpu": 128 * 32 * 32, "cuda": 1 << 25}  # CPU: what stays in a core's cache
 _COLOUR_SLOTS = 18
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_NEUTRAL_BLEND = np.array([[1.0], [0.0], [0.0], [0.0]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,10 @@ class Colours:
     gray: np.ndarray  # bool (n,)
     sigma: np.ndarray  # float64 (n,): of the blur in pixels; 0 = none
     solarize: np.ndarray  # bool (n,)
+
+    def part(self, rows: slice) -> Colours:
+        """The parameters of some of the images."""
+        return Colours(**{name: values[rows] for name, values in vars(self).items()})
 
 
 def draw_colours(view: View, uniform: np.ndarray) -> Colours:
@@ -111,29 +127,44 @@ def augment(
     Returns:
         Per view float32 (n, 3, size, size), normalised; (n, patches, 3, patch, patch) for a jigsaw.
     """
-    results = [_empty(view, len(images), images.device) for view in views]
-    side = max(view.size for view in views)
-    for part in _chunks(len(images), side, images.device.type):
-        # Rows before channels: the layout that `crop_batch` multiplies.
-        rows = images[part].permute(0, 2, 1, 3).contiguous().float()
-        sizes = np.broadcast_to(np.array(images.shape[-2:]), (len(rows), 2))
-        for number, view in enumerate(views):
-            drawn = draw_view(view, number, indices[part], seed=seed, epoch=epoch)
-            crops = crop_batch(rows, draw_boxes(view, drawn.box, sizes), view)
-            _finish(crops, view, drawn, out=results[number][part])
+    sizes = np.broadcast_to(np.array(images.shape[-2:]), (len(images), 2))
+    results = []
+    for number, view in enumerate(views):
+        drawn = draw_view(view, number, indices, seed=seed, epoch=epoch)
+        boxes = draw_boxes(view, drawn.box, sizes)
+        cut = partial(_cut, images, boxes, view)
+        results.append(_finish(cut, view, drawn, images.device))
     return results
 
 
 def crop_views(
-    image: Tensor, index: int, views: Sequence[View], *, seed: int, epoch: int
+    images: Sequence[Tensor],
+    indices: np.ndarray,
+    views: Sequence[View],
+    *,
+    seed: int,
+    epoch: int,
 ) -> list[Tensor]:
-    """All crops of one decoded image: uint8 (3, H, W) to uint8 (3, size, size) per view."""
-    sizes = np.array([image.shape[-2:]])
-    crops = []
+    """All crops of decoded images of any size.
+
+    Args:
+        images: n times uint8 (3, H, W).
+        indices: Their indices (n,) in the data set.
+        views: The recipe.
+        seed: The run's seed.
+        epoch: Epoch, counted from 0.
+
+    Returns:
+        Per view uint8 (n, 3, size, size).
+    """
+    sizes = np.array([image.shape[-2:] for image in images])
+    results = []
     for number, view in enumerate(views):
-        drawn = draw_view(view, number, np.array([index]), seed=seed, epoch=epoch)
-        crops.append(crop_image(image, draw_boxes(view, drawn.box, sizes)[0], view))
-    return crops
+        drawn = draw_view(view, number, indices, seed=seed, epoch=epoch)
+        boxes = draw_boxes(view, drawn.box, sizes)
+        crops = [crop_image(image, box, view) for image, box in zip(images, boxes, strict=True)]
+        results.append(torch.stack(crops))
+    return results
 
 
 def colour(
@@ -153,34 +184,52 @@ def colour(
     """
     results = []
     for number, (view, batch) in enumerate(zip(views, crops, strict=True)):
-        out = _empty(view, len(batch), batch.device)
-        for part in _chunks(len(batch), view.size, batch.device.type):
-            drawn = draw_view(view, number, indices[part], seed=seed, epoch=epoch)
-            _finish(batch[part].float(), view, drawn, out=out[part])
-        results.append(out)
+        drawn = draw_view(view, number, indices, seed=seed, epoch=epoch)
+        results.append(_finish(partial(_as_float, batch), view, drawn, batch.device))
     return results
+
+
+def _cut(images: Tensor, boxes: np.ndarray, view: View, part: slice) -> Tensor:
+    # Rows before channels: the layout that `crop_batch` multiplies.
+    rows = images[part].permute(0, 2, 1, 3).contiguous().float()
+    return crop_batch(rows, boxes[part], view)
+
+
+def _as_float(crops: Tensor, part: slice) -> Tensor:
+    return crops[part].float()
+
+
+def _finish(
+    crops: Callable[[slice], Tensor], view: View, drawn: ViewDraws, device: torch.device
+) -> Tensor:
+    """Colours and normalises a view in chunks that fit the cache.
+
+    Args:
+        crops: Makes a slice of the crops: float32 (k, 3, size, size) in [0, 255], overwritten.
+        view: The view.
+        drawn: Uniforms of the n images.
+        device: Where the crops are.
+    """
+    n = len(drawn.box)
+    per_image = len(drawn.colours) // max(n, 1)
+    colours = draw_colours(view, drawn.colours)
+    side = view.patch_size or view.size
+    out = torch.empty(n * per_image, 3, side, side, device=device)
+    for part in _chunks(n, view.size, device.type):
+        images = crops(part).div_(255)
+        if view.patch_size:
+            images = cut_patches(images, view, drawn.patches[part]).flatten(0, 1)
+        pictures = slice(part.start * per_image, part.stop * per_image)
+        images = apply_colours(images, colours.part(pictures), view)
+        normalize(images, view.mean, view.std, out=out[pictures])
+    return out.unflatten(0, (n, per_image)) if view.patch_size else out
 
 
 def _chunks(n: int, side: int, device: str) -> list[slice]:
     """Slices of a batch of nearly equal length whose float crops fit the cache."""
-    most = max(4, _CHUNK_PIXELS["cpu" if device == "cpu" else "cuda"] // side**2)
+    most = max(1, _CHUNK_PIXELS["cpu" if device == "cpu" else "cuda"] // side**2)
     bounds = np.linspace(0, n, -(-n // most) + 1).astype(int).tolist()
     return [slice(low, high) for low, high in pairwise(bounds)]
-
-
-def _empty(view: View, n: int, device: torch.device) -> Tensor:
-    side = view.patch_size or view.size
-    patches = (view.patch_grid**2,) if view.patch_size else ()
-    return torch.empty(n, *patches, 3, side, side, device=device)
-
-
-def _finish(crops: Tensor, view: View, drawn: ViewDraws, *, out: Tensor) -> None:
-    """Float crops in [0, 255] to a normalised view, into `out`; overwrites `crops`."""
-    images = crops.div_(255)
-    if view.patch_size:
-        images, out = cut_patches(images, view, drawn.patches).flatten(0, 1), out.flatten(0, 1)
-    images = apply_colours(images, draw_colours(view, drawn.colours), view)
-    normalize(images, view.mean, view.std, out=out)
 
 
 def apply_colours(images: Tensor, colours: Colours, view: View) -> Tensor:
@@ -194,43 +243,48 @@ def apply_colours(images: Tensor, colours: Colours, view: View) -> Tensor:
     Returns:
         (n, 3, H, W) in [0, 1].
     """
-    _update(images, colours.flip, lambda part, _: part.flip(-1))
+    images = _where(images, colours.flip, lambda part, _: part.flip(-1))
     if view.jitter_p > 0:
         images = _jitter(images, colours, additive=view.brightness == "additive")
-    _update(images, colours.adjust, lambda part, rows: _adjust(part, colours, rows))
-    _update(images, colours.gray, lambda part, _: photometrics.luma(part).expand_as(part))
-    _update(images, colours.sigma > 0, lambda part, rows: _blur(part, colours.sigma[rows]))
+    images = _where(images, colours.adjust, lambda part, rows: _adjust(part, colours, rows))
+    images = _where(images, colours.gray, lambda part, _: luma(part).repeat(1, 3, 1, 1))
+    images = _where(images, colours.sigma > 0, lambda part, rows: _blur(part, colours.sigma[rows]))
     threshold = view.solarize_threshold
-    _update(images, colours.solarize, lambda part, _: photometrics.solarize(part, threshold))
-    return images
+    return _where(images, colours.solarize, lambda part, _: solarize(part, threshold))
 
 
-def _update(
+def _where(
     images: Tensor, mask: np.ndarray, operation: Callable[[Tensor, np.ndarray], Tensor]
-) -> None:
-    """Apply an operation in place to the images of a mask (n,)."""
+) -> Tensor:
+    """Apply an operation to the images of a mask (n,); may overwrite `images`."""
     rows = mask.nonzero()[0]
+    if len(rows) == 0:
+        return images
     if len(rows) == len(images):
-        images.copy_(operation(images, rows))
-    elif len(rows):
-        index = torch.from_numpy(rows).to(images.device)
-        images.index_copy_(0, index, operation(images.index_select(0, index), rows))
+        return operation(images, rows)
+    index = torch.from_numpy(rows).to(images.device)
+    return images.index_copy_(0, index, operation(images.index_select(0, index), rows))
 
 
 def _jitter(images: Tensor, colours: Colours, *, additive: bool) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order."""
     weights = _blend_weights(colours, additive=additive)
-    stages = torch.from_numpy(weights).to(images.device, torch.float32)[..., None, None, None]
+    on_device = torch.from_numpy(weights).to(images.device, torch.float32)[..., None, None, None]
     for stage in range(4):
-        factor, grey_share, mean_share, offset = stages[stage]
+        factor, grey_share, mean_share, offset = on_device[stage]
         contrasted = weights[stage, 2].nonzero()[0]
         if len(contrasted):
             index = torch.from_numpy(contrasted).to(images.device)
-            means = mean_per_image(photometrics.luma(images.index_select(0, index)))
+            means = mean_per_image(luma(images.index_select(0, index)))
             offset.index_copy_(0, index, mean_share.index_select(0, index) * means)
-        images = photometrics.blend(images, factor, grey_share, offset)
+        is_used = (weights[stage] != _NEUTRAL_BLEND).any(axis=1)
+        if is_used.any():
+            shifts = is_used[2] or is_used[3]
+            images = blend(
+                images, factor, grey_share if is_used[1] else None, offset if shifts else None
+            )
         turned = (colours.order[:, stage] == _HUE) & (colours.factors[:, _HUE] != 0)
-        _update(images, turned, lambda part, rows: _turn(part, colours.factors[rows, _HUE]))
+        images = _where(images, turned, lambda part, rows: _turn(part, colours.factors[rows, _HUE]))
     return images
 
 
@@ -251,19 +305,19 @@ def _blend_weights(colours: Colours, *, additive: bool) -> np.ndarray:
 
 
 def _turn(images: Tensor, turns: np.ndarray) -> Tensor:
-    return photometrics.shift_hue(images, _column(turns, images).squeeze(1))
+    return shift_hue(images, _column(turns, images).squeeze(1))
 
 
 def _blur(images: Tensor, sigma: np.ndarray) -> Tensor:
-    return photometrics.blur(images, torch.from_numpy(sigma))
+    return blur(images, torch.from_numpy(sigma))
 
 
 def _adjust(images: Tensor, colours: Colours, rows: np.ndarray) -> Tensor:
     """The photometric operation of VISSL: all four steps in this order."""
-    images = photometrics.posterize(images, _column(colours.bits[rows], images))
-    images = photometrics.sharpen(images, _column(colours.sharpness[rows], images))
-    images = photometrics.solarize(images, _column(colours.inversion[rows], images))
-    return photometrics.autocontrast(images)
+    images = posterize(images, _column(colours.bits[rows], images))
+    images = sharpen(images, _column(colours.sharpness[rows], images))
+    images = solarize(images, _column(colours.inversion[rows], images))
+    return autocontrast(images)
 
 
 def _column(values: np.ndarray, like: Tensor) -> Tensor:

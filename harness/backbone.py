@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ class Backbone(nn.Module):
 
     dim: int
     is_vit = False
-    trunk: nn.Module
+    trunk: Any  # the library's nn.Module, whose attributes no type describes
 
     def __init__(self, spec: BackboneSpec, image_size: int) -> None:
         super().__init__()
@@ -45,18 +44,19 @@ class Backbone(nn.Module):
     def teacher(self) -> Self:
         """A frozen copy without stochastic depth: the starting point of an EMA teacher."""
         twin = copy.deepcopy(self).requires_grad_(False)
+        module: Any  # timm's DropPath among them
         for module in twin.modules():
             if hasattr(module, "drop_prob"):
-                module.drop_prob = 0.0  # type: ignore[assignment]
+                module.drop_prob = 0.0
         return twin
 
 
 class ResNet(Backbone):
     """A torchvision ResNet up to its global average pool."""
 
-    def __init__(self, spec: BackboneSpec, image_size: int, trunk: nn.Module) -> None:
+    def __init__(self, spec: BackboneSpec, image_size: int, trunk: Any) -> None:
         super().__init__(spec, image_size)
-        self.dim = int(trunk.fc.in_features)  # type: ignore[union-attr, arg-type]
+        self.dim = int(trunk.fc.in_features)
         trunk.fc = nn.Identity()
         self.trunk = trunk
 
@@ -70,33 +70,32 @@ class ViT(Backbone):
 
     is_vit = True
 
-    def __init__(self, spec: BackboneSpec, image_size: int, trunk: nn.Module) -> None:
+    def __init__(self, spec: BackboneSpec, image_size: int, trunk: Any) -> None:
         super().__init__(spec, image_size)
-        self.dim = int(trunk.num_features)  # type: ignore[arg-type]
+        self.dim = int(trunk.num_features)
         self.trunk = trunk
 
     def forward(self, images: Tensor, last_blocks: int = 1) -> Tensor:
         """CLS tokens (n, last_blocks * dim) for images of any size the patches divide."""
         trunk = self.trunk
-        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))  # type: ignore[operator]
-        blocks: Sequence[nn.Module] = trunk.blocks  # type: ignore[assignment]
+        x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         read = []
-        for position, block in enumerate(blocks):
+        for position, block in enumerate(trunk.blocks):
             x = block(x)
-            if position >= len(blocks) - last_blocks:
-                read.append(trunk.norm(x)[:, 0])  # type: ignore[operator]
+            if position >= len(trunk.blocks) - last_blocks:
+                read.append(trunk.norm(x)[:, 0])
         return torch.cat(read, dim=1)
 
 
-def _cifar_stem(trunk: nn.Module) -> nn.Module:
+def _cifar_stem(trunk: Any) -> Any:
     """The 3×3 stride-1 stem without max-pool that the field uses for 32 px images."""
-    trunk.conv1 = nn.Conv2d(3, trunk.conv1.out_channels, 3, padding=1, bias=False)  # type: ignore[union-attr, arg-type]
+    trunk.conv1 = nn.Conv2d(3, trunk.conv1.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     trunk.maxpool = nn.Identity()
     return trunk
 
 
-def _tiny_resnet(zero_init_residual: bool) -> nn.Module:
+def _tiny_resnet(zero_init_residual: bool) -> Any:
     """ResNet-10 of width 16 with a stride-2 3×3 stem: 4 MMAC at 32 px, for demos on a CPU."""
     from torchvision.models.resnet import BasicBlock
     from torchvision.models.resnet import ResNet as TorchvisionResNet
@@ -111,7 +110,7 @@ def _tiny_resnet(zero_init_residual: bool) -> nn.Module:
                 self.inplanes = 16
             return super()._make_layer(block, planes // 4, blocks, stride, dilate)
 
-    trunk = Narrow(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero_init_residual)
+    trunk: Any = Narrow(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero_init_residual)
     trunk.conv1 = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     trunk.bn1 = nn.BatchNorm2d(16)
@@ -121,7 +120,7 @@ def _tiny_resnet(zero_init_residual: bool) -> nn.Module:
 
 
 # name: timm's model, overrides
-_VITS: dict[str, tuple[str, dict[str, int]]] = {
+_VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_small_16": ("vit_small_patch16_224", {}),
     "vit_tiny_16": ("vit_tiny_patch16_224", {}),
     "vit_tiny_4": ("vit_tiny_patch16_224", {"patch_size": 4}),

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ from harness.errors import UserError
 from harness.recipe import BackboneSpec
 
 FORMAT = "ssl-reproduce backbone 1"
+# What torch's restricted unpickler raises on damaged bytes: it follows them wherever they lead.
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 KEPT = 2  # training checkpoints: the last one and the one before
 
 
@@ -108,7 +120,7 @@ def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise UserError(f"{path} is not a backbone.pt of this harness")

@@ -215,10 +215,10 @@ class _CpuSyncBatchNorm(nn.BatchNorm1d):
     torch's own SyncBatchNorm runs on accelerators only.
     """
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+    def _check_input_dim(self, input: Tensor) -> None:
         assert input.dim() >= 2, input.shape
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training or world() == 1:
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
@@ -249,5 +249,5 @@ def sync_batchnorm(module: nn.Module) -> nn.Module:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             # Same parameters and buffers, another forward: nothing to copy, nothing to lose.
-            child.__class__ = _CpuSyncBatchNorm
+            child.__class__ = _CpuSyncBatchNorm  # pyright: ignore[reportAttributeAccessIssue]
     return module

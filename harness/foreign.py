@@ -22,6 +22,11 @@ from harness.recipe import BackboneSpec
 
 State = dict[str, Tensor]
 
+# How torch's restricted unpickler names what it won't call.
+_REFUSED = re.compile(
+    r"(?:Unsupported global: GLOBAL|Unsupported class|unrecognized function) (\S+)"
+)
+
 # Where releases keep their weights, the first that is present counts; else the file is flat.
 _CONTAINERS = (
     "teacher",  # DINO's full checkpoints
@@ -156,7 +161,7 @@ def _load_ours(path: Path) -> tuple[Backbone, dict[str, Any]]:
         return load_backbone(path)
     except (RuntimeError, TypeError) as error:
         raise UserError(
-            f"{path} was written by a version of this harness whose backbones differ; pretrain again"
+            f"{path} comes from a version of this harness with other backbones; pretrain again"
         ) from error
 
 
@@ -177,7 +182,7 @@ def _read(path: Path, trust: bool) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        needs = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        needs = _REFUSED.search(str(error))
         if needs is None:
             raise UserError(
                 f"{path} is not a PyTorch checkpoint or is damaged; get it again"

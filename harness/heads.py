@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +16,7 @@ def mlp(widths: tuple[int, ...], *, hidden_bias: bool = True) -> nn.Sequential:
         widths: Input, hidden and output widths: (2048, 8192, 8160) is IMSVD's.
         hidden_bias: Whether the hidden Linears have a bias (Barlow Twins': no).
     """
-    *hidden, last = zip(widths[:-1], widths[1:], strict=True)
+    *hidden, last = itertools.pairwise(widths)
     layers: list[nn.Module] = []
     for width_in, width_out in hidden:
         layers += [

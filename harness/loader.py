@@ -170,8 +170,7 @@ def _views_in_memory(images: Tensor, device: str, draw: dict, indices: np.ndarra
 
 def _cut_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:
     """Decode each image once and cut all its crops: uint8 (n, 3, size, size) per view."""
-    crops = [crop_views(data.load(index), index, **draw) for index in indices.tolist()]
-    return [torch.stack(view) for view in zip(*crops, strict=True)]
+    return crop_views([data.load(index) for index in indices.tolist()], indices, **draw)
 
 
 def _colour(device: str, draw: dict, crops: list[Tensor], indices: np.ndarray) -> list[Tensor]:

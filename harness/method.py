@@ -52,7 +52,7 @@ class Method(nn.Module):
 
 
 class TwinMethod(Method):
-    """Two branches with shared weights and a loss on their projections: no teacher, no predictor."""
+    """Two branches with shared weights and a loss on their projections, nothing else."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class TwinMethod(Method):
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, parameters only.
+    """Teacher = momentum * teacher + (1 - momentum) * student, parameters only.
 
     BN buffers are left alone: DINO's teacher forwards in train mode and keeps its own.
     """

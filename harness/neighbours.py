@@ -14,8 +14,8 @@ from torch import Tensor
 
 from harness.errors import UserError
 
-# Working memory beside bank and queries: one block of similarities (32 MiB), its mask and the
-# candidates that pass; about 200 MiB in all at 2048 dimensions.
+# Working memory beside bank and queries: one block of similarities (32 MiB), its mask, the
+# candidates that pass and, in fp64, a converted block of the bank: under 300 MiB at 2048-d.
 QUERY_ROWS = 1024
 BANK_ROWS = 8192
 _GRID = 2.0**40  # fp64 similarities are rounded to 2^-40: a thousand times their rounding error

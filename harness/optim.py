@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.recipe import BASE_BATCH, Optim, Recipe
+from harness.recipe import BASE_BATCH, Recipe
 
 TRUST = 0.001  # LARS's eta in the released code of VICReg, Barlow Twins, IMSVD and DINO
 
@@ -19,16 +19,14 @@ def cosine(start: float, end: float, fraction: float) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * fraction))
 
 
-def learning_rate(optim: Optim, peak: float, *, epoch: float, epochs: int) -> float:
-    """Rate after `epoch` of `epochs`: linear from 0 to `peak`, then a cosine to the final rate.
-
-    The final rate is scaled as the peak is, so that biases with a peak of their own end lower.
-    """
-    if epoch < optim.warmup_epochs:
-        return peak * epoch / optim.warmup_epochs
-    left = max(epochs - optim.warmup_epochs, 1e-9)
-    final = optim.final_lr * peak / optim.lr if optim.lr else 0.0
-    return cosine(peak, final, min((epoch - optim.warmup_epochs) / left, 1.0))
+def learning_rate(
+    peak: float, final: float, *, warmup_epochs: float, epoch: float, epochs: int
+) -> float:
+    """Rate after `epoch` of `epochs`: linear from 0 to `peak`, then a cosine to `final`."""
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    left = max(epochs - warmup_epochs, 1e-9)
+    return cosine(peak, final, min((epoch - warmup_epochs) / left, 1.0))
 
 
 class Lars(torch.optim.Optimizer):
@@ -70,7 +68,7 @@ def _adapted(weights: list[Tensor], gradients: list[Tensor], weight_decay: float
     ratios = torch.where(
         (weight_norms > 0) & (update_norms > 0), TRUST * weight_norms / update_norms, 1.0
     )
-    return torch._foreach_mul(updates, list(ratios.unbind()))
+    return list(torch._foreach_mul(updates, list(ratios.unbind())))
 
 
 def build_optimizer(
@@ -79,7 +77,7 @@ def build_optimizer(
     """The recipe's optimiser over the trainable parameters of `module`.
 
     Matrices are decayed (and adapted by LARS); 1-D parameters and those named in `no_decay` are
-    not. Only 1-D parameters take the recipe's `bias_lr`.
+    not. Only 1-D parameters take the recipe's `bias_lr`; their final rate is lower in proportion.
     """
     optim = recipe.optim
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -87,12 +85,13 @@ def build_optimizer(
         if p.requires_grad:
             plain = p.ndim <= 1
             groups.setdefault((plain, not plain and name not in no_decay), []).append(p)
-    scale = recipe.batch_size / BASE_BATCH
-    bias_lr = optim.lr if optim.bias_lr is None else optim.bias_lr
+    peak = optim.lr * recipe.batch_size / BASE_BATCH
+    bias_share = 1.0 if optim.bias_lr is None else optim.bias_lr / optim.lr
     dicts = [
         {
             "params": parameters,
-            "peak": (bias_lr if plain else optim.lr) * scale,
+            "peak": peak * (bias_share if plain else 1.0),
+            "final": optim.final_lr * (bias_share if plain else 1.0),
             "decayed": decayed,
             "weight_decay": 0.0,
         }
@@ -115,7 +114,13 @@ def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: float
     if optim.final_weight_decay is not None:
         decay = cosine(decay, optim.final_weight_decay, epoch / recipe.epochs)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(optim, group["peak"], epoch=epoch, epochs=recipe.epochs)
+        group["lr"] = learning_rate(
+            group["peak"],
+            group["final"],
+            warmup_epochs=optim.warmup_epochs,
+            epoch=epoch,
+            epochs=recipe.epochs,
+        )
         group["weight_decay"] = decay if group["decayed"] else 0.0
 
 

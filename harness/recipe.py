@@ -98,7 +98,7 @@ def resolved(value: Any, *, versions: bool = True) -> Any:
         kind = type(value)
         head = {"class": f"{kind.__module__}.{kind.__qualname__}"}
         if versions and hasattr(kind, "version"):
-            head["version"] = kind.version  # type: ignore[attr-defined]
+            head["version"] = kind.version  # pyright: ignore[reportAttributeAccessIssue]
         return head | {
             f.name: resolved(getattr(value, f.name), versions=versions)
             for f in dataclasses.fields(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import pkgutil
 from dataclasses import is_dataclass
+from types import ModuleType
 
 from harness.errors import UserError
 
@@ -32,7 +33,7 @@ def find(kind: str, name: str) -> type:
     return config_class(importlib.import_module(f"{room}.{name}"))
 
 
-def config_class(module: object) -> type:
+def config_class(module: ModuleType) -> type:
     """The single dataclass with a `version` that a method's or protocol's module defines."""
     found = [
         value
@@ -40,7 +41,7 @@ def config_class(module: object) -> type:
         if isinstance(value, type)
         and is_dataclass(value)
         and hasattr(value, "version")
-        and value.__module__ == module.__name__  # type: ignore[attr-defined]
+        and value.__module__ == module.__name__
     ]
-    assert len(found) == 1, f"{module.__name__} defines {len(found)} config classes"  # type: ignore[attr-defined]
+    assert len(found) == 1, f"{module.__name__} defines {len(found)} config classes"
     return found[0]

@@ -294,8 +294,9 @@ def _step(run: Run, losses: nn.Module, views: list[Tensor]) -> dict[str, Tensor]
 
 
 def _end_epoch(run: Run) -> None:
-    """The method's work between epochs; part of the epoch's last step, so that no checkpoint can
-    fall between the two.
+    """Let the method work between epochs.
+
+    Part of the epoch's last step, so that no checkpoint can fall between the two.
     """
     done = Progress((run.step + 1) / run.steps_per_epoch, run.recipe.epochs)
 

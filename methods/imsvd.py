@@ -22,7 +22,8 @@ from harness.method import Method, TwinMethod
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe
 from harness.scale import Scale
 
-Invariance = Literal["inner_product", "cross_entropy", "off"]
+Term = Literal["TI", "TIC", "DE", "OE"]  # as Table VIII abbreviates them
+ALL: tuple[Term, ...] = ("TI", "DE", "OE")
 FLOOR = 1e-8  # smallest soft assignment; the code clamps there without renormalising
 
 
@@ -33,9 +34,7 @@ class IMSVDConfig(MethodConfig):
     projector: tuple[int, ...] = (8192, 8160)  # widths after the trunk's
     units: int = 80  # B, discrete values of each variable
     temperature: float = 1.0  # t of Eq. 1
-    invariance: Invariance = "inner_product"  # TI; "cross_entropy" is TIC of Table VIII
-    diagonal_entropy: bool = True  # DE
-    off_diagonal_entropy: bool = True  # OE
+    terms: tuple[Term, ...] = ALL
 
     def build(self, backbone: Backbone) -> Method:
         """IMSVD around `backbone`.
@@ -49,12 +48,7 @@ class IMSVDConfig(MethodConfig):
                 f"use {self.projector[-1] - self.projector[-1] % self.units}"
             )
         terms = partial(
-            imsvd_terms,
-            units=self.units,
-            temperature=self.temperature,
-            invariance=self.invariance,
-            diagonal_entropy=self.diagonal_entropy,
-            off_diagonal_entropy=self.off_diagonal_entropy,
+            imsvd_terms, units=self.units, temperature=self.temperature, names=self.terms
         )
         return TwinMethod(backbone, mlp((backbone.dim, *self.projector)), terms)
 
@@ -71,9 +65,7 @@ def imsvd_terms(
     *,
     units: int,
     temperature: float,
-    invariance: Invariance = "inner_product",
-    diagonal_entropy: bool = True,
-    off_diagonal_entropy: bool = True,
+    names: tuple[Term, ...] = ALL,
 ) -> dict[str, Tensor]:
     """The three terms of IMSVD's loss (Eq. 11), all with coefficient 1, in nats.
 
@@ -82,9 +74,7 @@ def imsvd_terms(
         z2: The same images' projections under the second view.
         units: Discrete values of each variable.
         temperature: Of the softmax that discretises (Eq. 1).
-        invariance: Similarity of the two views' assignments, or none.
-        diagonal_entropy: Whether DE is part of the loss.
-        off_diagonal_entropy: Whether OE is part of the loss.
+        names: Terms to compute. TIC takes TI's place in one ablation.
 
     Returns:
         Scalars by name. DE and OE are of the global batch and equal on all processes.
@@ -94,15 +84,15 @@ def imsvd_terms(
         # in silence; the joint distribution is therefore never computed below fp32.
         p, q = (discretise(z, units=units, temperature=temperature) for z in (z1, z2))
         terms = {}
-        if invariance == "inner_product":
+        if "TI" in names:
             terms["TI"] = transform_invariance(p, q)
-        elif invariance == "cross_entropy":
+        if "TIC" in names:
             terms["TIC"] = cross_entropy_invariance(p, q)
-        if diagonal_entropy or off_diagonal_entropy:
+        if "DE" in names or "OE" in names:
             joint = joint_distribution(dist.gather(p), dist.gather(q))
-            if diagonal_entropy:
+            if "DE" in names:
                 terms["DE"] = diagonal_negentropy(joint)
-            if off_diagonal_entropy:
+            if "OE" in names:
                 terms["OE"] = off_diagonal_negentropy(joint)
         return terms
 

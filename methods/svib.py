@@ -147,7 +147,7 @@ class SVIB(Method):
             yield self.teacher(batch)
 
 
-def svib_terms(
+def svib_terms(  # noqa: PLR0913 (the symbols of Eq. 20)
     student: Tensor,
     teacher: Tensor,
     means: Tensor,

@@ -169,7 +169,7 @@ def test_a_batch_larger_than_the_data_set_is_refused(tiny_images, tmp_path):
 def test_more_means_than_images_are_refused(tiny_images, tmp_path):
     recipe = tiny(RECIPES["svib"], tiny_images)
     recipe = replace(recipe, method=replace(recipe.method, means=64))
-    with pytest.raises(UserError, match="64 distinct training images .* has 48"):
+    with pytest.raises(UserError, match=r"64 distinct training images .* has 48"):
         train.pretrain(recipe, 0, tmp_path)
 
 

@@ -1,0 +1,80 @@
+"""Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018; DINO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from harness.protocol import EvalProtocol, Metric
+from harness.views import CenterCrop
+
+if TYPE_CHECKING:
+    from harness.backbone import Backbone
+    from harness.scale import Scale
+
+BICUBIC = CenterCrop()  # 256/224
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNN(EvalProtocol):
+    """Classify val by the k most similar train images, each voting with exp(cosine / T)."""
+
+    transform: CenterCrop = BICUBIC  # of train and of val images alike
+    k: tuple[int, ...] = (10, 20, 100, 200)  # numbers of neighbours, all in one pass
+    temperature: float = 0.07  # T of the votes
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Top-1 accuracy for each k."""
+        return tuple(Metric(name=f"knn_{k}") for k in self.k)
+
+    def run(self, backbone: Backbone, workdir: Path) -> dict[str, float]:
+        """Top-1 accuracy in percent by name, `knn_<k>`; each val image counts once.
+
+        Every process holds the whole bank (4 bytes x train images x dim) and searches for its
+        share of val.
+
+        Raises:
+            UserError: k is more than the train images; the data set is missing.
+        """
+        from torch.nn.functional import normalize
+
+        from harness.features import collect, extract, gathered, open_pair
+        from harness.neighbours import knn_predict
+
+        train, val = open_pair(self.dataset)
+        bank = gathered(extract(backbone, train, self.transform))
+        queries = extract(backbone, val, self.transform)
+        predicted = knn_predict(
+            normalize(bank.values, out=bank.values),
+            bank.labels,
+            normalize(queries.values, out=queries.values),
+            k=self.k,
+            temperature=self.temperature,
+            classes=len(train.classes),
+        )
+        found = collect(queries, {f"knn_{k}": predicted[k] for k in self.k}, workdir)
+        return {
+            metric.name: 100 * float((found[metric.name] == found["labels"]).mean())
+            for metric in self.metrics
+        }
+
+    def scaled(self, scale: Scale) -> Self:
+        """The same votes on the scale's data set, whole images at its size."""
+        size = scale.image_size
+        transform = replace(self.transform, resize=size, size=size)
+        return replace(self, dataset=scale.dataset, transform=transform)
+
+
+# dino 7c446df, eval_knn.py: train images under the val transform, teacher weights.
+DINO = KNN()
+# IMSVD d387689, eval_knn.py: bilinear, k 20; the paper's Table II also reports 200.
+IMSVD = replace(DINO, transform=CenterCrop(interpolation="bilinear"))
+VARIANTS = {"dino": DINO, "imsvd": IMSVD}
+
+
+if __name__ == "__main__":
+    from harness.command import main
+
+    main("knn")

@@ -1,0 +1,68 @@
+"""Tables by name: every file of results/specs declares one, and is its registration."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from harness.errors import UserError
+from results import specs
+from results.table import Cell, Table
+
+
+def all_tables() -> dict[str, Table]:
+    """Every declared table by its name."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(specs.__path__))
+    tables = [importlib.import_module(f"results.specs.{name}").TABLE for name in modules]
+    return {table.name: table for table in tables}
+
+
+def find_tables(names: tuple[str, ...]) -> list[Table]:
+    """The tables of these names, each once; "table1" means Table 1 of every paper.
+
+    Raises:
+        UserError: No table of that name; the closest ones are suggested.
+    """
+    known = all_tables()
+    found: dict[str, Table] = {}
+    for name in names:
+        matching = {n: t for n, t in known.items() if name in (n, n.rpartition("/")[2])}
+        if not matching:
+            raise UserError(_unknown(name, list(known)))
+        found |= matching
+    return list(found.values())
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    short = [n.rpartition("/")[2] for n in known]
+    choices = sorted({*known, *short})
+    close = difflib.get_close_matches(name.lower(), choices, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "there is no similar one."
+    return f"unknown table {name!r}: {hint} Known: {', '.join(choices)}."
+
+
+def find_cell(tables: list[Table], row: str, column: str) -> tuple[Table, Cell]:
+    """The one cell whose row and column contain these texts, whatever their case.
+
+    Raises:
+        UserError: None or several match; the candidates are listed.
+    """
+    cells = [(table, cell) for table in tables for cell in table.cells()]
+    matching = [
+        (table, cell)
+        for table, cell in cells
+        if row.lower() in table.row_name(cell.row).lower()
+        and column.lower() in table.columns[cell.column].label.lower()
+    ]
+    exact = [
+        (table, cell)
+        for table, cell in matching
+        if column.lower() == table.columns[cell.column].label.lower()
+    ]
+    matching = exact or matching
+    if len(matching) == 1:
+        return matching[0]
+    named = [f"{table.name}: {table.cell_name(cell)}" for table, cell in matching or cells]
+    problem = f"matches {len(matching)} cells" if matching else "matches no cell"
+    raise UserError(f"--why {row!r} {column!r} {problem}; choose from:\n  " + "\n  ".join(named))

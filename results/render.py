@@ -1,0 +1,198 @@
+"""Tables as Markdown and CSV; the only place where numbers are rounded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from harness.record import write_text_atomically
+from harness.scale import Scale
+from results.cells import TOLERANCE, CellResult, Status
+from results.resolve import Resolved
+from results.table import EMPTY, Table
+
+SHOWN: dict[Status, str] = {"other scale": "can't be compared (other scale)", "stale": "stale (†)"}
+MARKS: dict[Status, str] = {"stale": "†", "different protocol": "‡"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A table with its results, ready to be drawn."""
+
+    table: Table
+    scale: Scale
+    resolved: Resolved
+    results: Sequence[CellResult]
+    records: Path  # folder of the records
+    folder: Path  # where the drawing will lie: links are relative to it
+
+    @property
+    def stem(self) -> str:
+        """File name without suffix: "svib_table1.demo"."""
+        return f"{self.table.name.replace('/', '_')}.{self.scale.name}"
+
+    def record_path(self, key: str) -> str:
+        """A record's file, relative to the drawing."""
+        return Path(os.path.relpath(self.records / f"{key}.json", self.folder)).as_posix()
+
+
+def save(drawing: Drawing) -> list[Path]:
+    """Write `<table>.<scale>.md` and `.csv`; returns their paths."""
+    markdown = drawing.folder / f"{drawing.stem}.md"
+    values = drawing.folder / f"{drawing.stem}.csv"
+    write_text_atomically(markdown, render_markdown(drawing))
+    write_text_atomically(values, render_csv(drawing))
+    return [markdown, values]
+
+
+def render_markdown(drawing: Drawing, *, details: bool = True) -> str:
+    """The heading, the grid of "ours (paper)", and with `details` one line per cell."""
+    parts = [f"# {drawing.table.title}", _source(drawing), _scale_line(drawing), _grid(drawing)]
+    parts += [_legend(drawing)]
+    if details:
+        parts += ["## Cell by cell", _details(drawing)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_csv(drawing: Drawing) -> str:
+    """One line per cell, with everything that the Markdown shows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            *("table", "scale", "row", *[f.lower() for f in drawing.table.fields], "column"),
+            *("ours", "sd", "n", "paper", "paper_marks", "delta", "status", "reason", "records"),
+        ]
+    )
+    for result in drawing.results:
+        row = drawing.table.rows[result.cell.row]
+        column = drawing.table.columns[result.cell.column]
+        paper = result.published
+        writer.writerow(
+            [
+                *(drawing.table.name, drawing.scale.name, row.label, *row.fields, column.label),
+                *(_number(result.mean), _number(result.sd), len(result.values)),
+                *(_number(paper.value), paper.marks, _signed(result.delta)),
+                *(result.status, result.reason),
+                " ".join(drawing.record_path(key) for key in result.records),
+            ]
+        )
+    return text.getvalue()
+
+
+def _source(drawing: Drawing) -> str:
+    return f"Source: {drawing.table.source}."
+
+
+def _scale_line(drawing: Drawing) -> str:
+    scale = drawing.scale
+    if scale.is_paper:
+        return f"**Scale: {scale.name}** ({scale.about})."
+    trunks = sorted({p.backbone for p in drawing.resolved.pretrainings.values()})
+    papers = any(drawing.table.published(cell).value for cell in drawing.table.cells())
+    verdict = " These are not the paper's experiments." if papers else ""
+    lines = [f"> **Scale: {scale.name.upper()}.{verdict}**"]
+    lines += [f"> Ours: {scale.about}; data set {scale.dataset}, {scale.image_size} px."]
+    if trunks:
+        lines += [f"> Backbones: {', '.join(trunks)}."]
+    if papers:
+        lines += [
+            "> The paper's numbers, in brackets, were measured on ImageNet at full size: "
+            "the two can't be compared."
+        ]
+    return "  \n".join(lines)
+
+
+def _grid(drawing: Drawing) -> str:
+    table = drawing.table
+    by_row: dict[int, list[CellResult]] = {}
+    for result in drawing.results:
+        by_row.setdefault(result.cell.row, []).append(result)
+    rows = [
+        [table.rows[row].label, *table.rows[row].fields]
+        + [_grid_cell(result) for result in results]
+        + [_note(table, results)]
+        for row, results in by_row.items()
+    ]
+    headings = ["Method", *table.fields, *[column.label for column in table.columns], ""]
+    return _table(rows, headings)
+
+
+def _note(table: Table, results: Sequence[CellResult]) -> str:
+    """Why a row has no numbers of ours, in a few words."""
+    if reason := table.rows[results[0].cell.row].reason:
+        return reason
+    missing = [r for r in results if r.wanted and not r.values]
+    names = ", ".join(table.columns[r.cell.column].label for r in missing)
+    return f"not run: {names}" if missing else ""
+
+
+def _grid_cell(result: CellResult) -> str:
+    paper = f"({result.published.text})" if result.published.value is not None else ""
+    if result.mean is None:
+        return paper or (EMPTY if result.published.text == EMPTY else "not run")
+    return f"{_ours(result)}{MARKS.get(result.status, '')} {paper}".strip()
+
+
+def _ours(result: CellResult) -> str:
+    return _number(result.mean) + (f" ± {_number(result.sd)}" if result.sd is not None else "")
+
+
+def _legend(drawing: Drawing) -> str:
+    shown = {result.status for result in drawing.results}
+    has_paper = any(result.published.value is not None for result in drawing.results)
+    lines = []
+    if has_paper:
+        lines.append("Cells: ours (paper). A number in brackets alone: ours has not been run.")
+    if any(result.sd is not None for result in drawing.results):
+        lines.append("±: standard deviation over seeds.")
+    if "match" in shown or "gap" in shown:
+        lines.append(f"A match differs by at most {TOLERANCE} points or two standard deviations.")
+    if "stale" in shown:
+        lines.append("Ours with †: recorded by an older version of the code.")
+    if "different protocol" in shown:
+        lines.append("Ours with ‡: the paper's number was measured by a different protocol.")
+    return "\n".join(f"- {line}" for line in [*lines, *drawing.table.footnotes])
+
+
+def _details(drawing: Drawing) -> str:
+    table = drawing.table
+    rows = [
+        [
+            table.row_name(result.cell.row),
+            table.columns[result.cell.column].label,
+            _ours(result) if result.values else "",
+            f"{len(result.values)} of {result.wanted}" if result.wanted else "",
+            result.published.text,
+            _signed(result.delta),
+            _status(result),
+            " ".join(f"[{key}]({drawing.record_path(key)})" for key in result.records),
+        ]
+        for result in drawing.results
+    ]
+    return _table(rows, ["Row", "Column", "Ours", "n", "Paper", "Δ", "Status", "Record"])
+
+
+def _status(result: CellResult) -> str:
+    shown = SHOWN.get(result.status, result.status)
+    if result.status in ("not run", "different protocol"):
+        return f"{shown}: {result.reason.replace('|', '/')}"
+    return shown
+
+
+def _table(rows: list[list[str]], headings: list[str]) -> str:
+    return tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}".replace("-0.0", "+0.0")

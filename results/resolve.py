@@ -1,0 +1,192 @@
+"""From cells to jobs: the keys, and the recipes ready to be sent to a worker.
+
+A key is a fingerprint of a recipe, and recipes live in modules that import torch. So that a table
+can be drawn without that, what was resolved is kept in a cache file named by the content of every
+source that it depends on: a changed source asks for another file, and a stale one is never read.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.record import write_text_atomically
+from harness.scale import Scale
+from results.table import Cell, Table
+
+if TYPE_CHECKING:
+    from harness.protocol import EvalProtocol
+    from harness.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("harness", "methods", "baselines", "protocols", "results")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A pretraining job, described without its recipe's classes."""
+
+    key: str
+    seed: int
+    name: str  # of the recipe
+    dataset: str
+    backbone: str
+    epochs: int
+    views: int
+    pickled: str  # the recipe, base64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation job, described without its protocol's class."""
+
+    key: str
+    slot: str  # the key without versions
+    pretraining: str  # key of what it evaluates
+    seed: int
+    protocol: str  # class and fingerprint, for people
+    pickled: str  # the protocol, base64
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellJobs:
+    """The evaluations behind one cell, one per seed, and the metric that it shows."""
+
+    cell: Cell
+    metric: str
+    evaluations: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A table at a scale: its jobs, each once, and which of them each cell needs."""
+
+    table: str
+    scale: str
+    cells: tuple[CellJobs, ...]
+    pretrainings: dict[str, Pretraining]
+    evaluations: dict[str, Evaluation]
+
+    def jobs_of(self, cell: Cell) -> CellJobs | None:
+        """What a cell needs; None for a cell that isn't run."""
+        return next((jobs for jobs in self.cells if jobs.cell == cell), None)
+
+
+def source_hash(root: Path = ROOT) -> str:
+    """SHA-256 over names and contents of all sources that a key can depend on."""
+    digest = hashlib.sha256()
+    for folder in SOURCES:
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def resolve(
+    table: Table, scale: Scale, *, seeds: int | None, fill: bool, cache: Path, root: Path = ROOT
+) -> Resolved:
+    """The jobs of a table, from the cache if its sources are unchanged.
+
+    Args:
+        table: Its wanted cells are resolved.
+        scale: Applied to every recipe and protocol.
+        seeds: Runs per cell; None: the table's own number, or the scale's.
+        fill: Also cells that the paper leaves empty.
+        cache: Folder of the cache files; made if missing.
+        root: Folder whose sources are hashed.
+    """
+    count = seeds or table.seeds or scale.seeds
+    request = json.dumps([source_hash(root), table.name, scale.name, count, fill])
+    path = cache / f"{hashlib.sha256(request.encode()).hexdigest()[:32]}.json"
+    if path.exists():
+        return _from_json(json.loads(path.read_text()))
+    resolved = _resolve(table, scale, count, fill)
+    write_text_atomically(path, json.dumps(dataclasses.asdict(resolved), indent=1))
+    return resolved
+
+
+def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
+    from harness.recipe import fingerprint
+    from harness.scale import scale_protocol, scale_recipe
+
+    pretrainings: dict[str, Pretraining] = {}
+    evaluations: dict[str, Evaluation] = {}
+    cells = []
+    for cell in table.wanted(fill=fill):
+        column = table.columns[cell.column]
+        published = table.recipe(cell)
+        recipe = scale_recipe(published, scale)
+        protocol = scale_protocol(column.protocol(published), scale)
+        assert column.metric in [m.name for m in protocol.metrics], (column.metric, protocol)
+        keys = []
+        for seed in range(seeds):
+            pretraining = _pretraining(recipe, seed)
+            pretrainings[pretraining.key] = pretraining
+            evaluation = Evaluation(
+                key=fingerprint(recipe, protocol, seed),
+                slot=fingerprint(recipe, protocol, seed, versions=False),
+                pretraining=pretraining.key,
+                seed=seed,
+                protocol=f"{type(protocol).__module__}@{fingerprint(protocol)[:6]}",
+                pickled=_pack(protocol),
+            )
+            evaluations[evaluation.key] = evaluation
+            keys.append(evaluation.key)
+        cells.append(CellJobs(cell=cell, metric=column.metric, evaluations=tuple(keys)))
+    return Resolved(
+        table=table.name,
+        scale=scale.name,
+        cells=tuple(cells),
+        pretrainings=pretrainings,
+        evaluations=evaluations,
+    )
+
+
+def _pretraining(recipe: Recipe, seed: int) -> Pretraining:
+    from harness.recipe import pretrain_key
+
+    return Pretraining(
+        key=pretrain_key(recipe, seed),
+        seed=seed,
+        name=recipe.name,
+        dataset=recipe.dataset,
+        backbone=recipe.backbone.name,
+        epochs=recipe.epochs,
+        views=len(recipe.views),
+        pickled=_pack(recipe),
+    )
+
+
+def _pack(value: Recipe | EvalProtocol) -> str:
+    return base64.b64encode(pickle.dumps(value)).decode()
+
+
+def unpack(pickled: str) -> Any:
+    """The recipe or protocol behind `pickled` (imports its module, thus torch)."""
+    return pickle.loads(base64.b64decode(pickled))
+
+
+def _from_json(values: dict[str, Any]) -> Resolved:
+    return Resolved(
+        table=values["table"],
+        scale=values["scale"],
+        cells=tuple(_cells(values["cells"])),
+        pretrainings={k: Pretraining(**v) for k, v in values["pretrainings"].items()},
+        evaluations={k: Evaluation(**v) for k, v in values["evaluations"].items()},
+    )
+
+
+def _cells(values: list[dict[str, Any]]) -> Iterator[CellJobs]:
+    for value in values:
+        yield CellJobs(
+            cell=Cell(**value["cell"]),
+            metric=value["metric"],
+            evaluations=tuple(value["evaluations"]),
+        )

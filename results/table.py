@@ -1,0 +1,119 @@
+"""Tables as declarations: rows × columns, the paper's numbers, and what to run for each cell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.protocol import EvalProtocol
+    from harness.recipe import Recipe
+
+EMPTY = "-"  # how the papers print a cell that they leave empty
+_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<marks>\D*)")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One cell as the paper prints it: "71.1†", "-", or "" where there is no paper."""
+
+    text: str
+
+    @property
+    def value(self) -> float | None:
+        """The number in percent; None for an empty cell."""
+        found = _NUMBER.fullmatch(self.text)
+        return float(found["number"]) if found else None
+
+    @property
+    def marks(self) -> str:
+        """The footnote marks behind the number."""
+        found = _NUMBER.fullmatch(self.text)
+        return found["marks"] if found else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What a column of numbers measures."""
+
+    label: str
+    protocol: Callable[[Recipe], EvalProtocol]  # the recipe picks between ResNet and ViT variants
+    metric: str  # one of the protocol's metrics
+    vary: Callable[[Recipe], Recipe] | None = None  # turns the row's recipe into this cell's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One system: the paper's entries for it, and its recipe or the reason why there is none."""
+
+    label: str
+    fields: tuple[str, ...] = ()  # one per Table.fields (architecture, epochs, …)
+    published: tuple[str, ...]  # one per column, as printed
+    recipe: Callable[[], Recipe] | None = None
+    overrides: Mapping[str, Callable[[], Recipe]] = field(default_factory=dict)  # column → its own
+    reason: str = ""  # why it can't be run; exactly one of `recipe` and `reason` is given
+    differs: Mapping[str, str] = field(default_factory=dict)  # column → how the paper measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of a paper, or of this harness."""
+
+    name: str  # "svib/table1"; its file is specs/svib_table1.py
+    title: str
+    source: str
+    fields: tuple[str, ...] = ()  # headings of the columns that hold no measurements
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    seeds: int | None = None  # runs per cell; None: the scale's
+    footnotes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that every row fits the headings."""
+        for row in self.rows:
+            assert len(row.published) == len(self.columns), (self.name, row.label)
+            assert len(row.fields) == len(self.fields), (self.name, row.label)
+            assert (row.recipe is None) == bool(row.reason), (self.name, row.label)
+            assert {*row.differs, *row.overrides} <= {c.label for c in self.columns}, row.label
+
+    def published(self, cell: Cell) -> Published:
+        """The paper's number."""
+        return Published(self.rows[cell.row].published[cell.column])
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell, row by row."""
+        for row in range(len(self.rows)):
+            for column in range(len(self.columns)):
+                yield Cell(row=row, column=column)
+
+    def wanted(self, *, fill: bool = False) -> Iterator[Cell]:
+        """Cells to run: the row has a recipe and the paper a number (or `fill` asks for it)."""
+        for cell in self.cells():
+            runnable = self.rows[cell.row].recipe is not None
+            if runnable and (fill or self.published(cell).text != EMPTY):
+                yield cell
+
+    def row_name(self, row: int) -> str:
+        """Label and entries of a row in one line: "SVIB (Ours), ResNet50, 300"."""
+        return ", ".join((self.rows[row].label, *self.rows[row].fields))
+
+    def cell_name(self, cell: Cell) -> str:
+        """A cell in words, for messages: "SVIB (Ours), ResNet50, 300 | Linear"."""
+        return f"{self.row_name(cell.row)} | {self.columns[cell.column].label}"
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """The recipe behind a cell, at the paper's scale (imports the method, thus torch)."""
+        row, column = self.rows[cell.row], self.columns[cell.column]
+        make, vary = row.overrides.get(column.label, row.recipe), column.vary
+        assert make is not None, self.cell_name(cell)
+        return vary(make()) if vary else make()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A place in a table."""
+
+    row: int
+    column: int

@@ -1,0 +1,45 @@
+"""The arguments of reproduce.py, apart from all that they need to be carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Run what is missing of the papers' tables, then print them beside the papers' numbers."""
+
+    tables: tyro.conf.Positional[tuple[str, ...]]
+    """table1 (of both papers), table2, svib/table1, imsvd/table1, imsvd/table2, learning."""
+    scale: str | None = None
+    """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
+    DATA_ROOT, else demo."""
+    cluster: str | None = None
+    """debug (in this process), local, or a section of slurm/clusters.toml; by default slurm where
+    there is an sbatch, else local."""
+    seeds: int | None = None
+    """Runs per cell; by default the table's or the scale's own number."""
+    jobs: int | None = None
+    """At most so many jobs at once on this machine; by default one per core, or per GPU."""
+    fill: bool = False
+    """Also run the cells that the paper leaves empty."""
+    plan: bool = False
+    """Only print the jobs that are missing and what they cost."""
+    status: bool = False
+    """Only print what each cell is doing."""
+    render: bool = False
+    """Only draw the tables from the records that exist."""
+    why: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="ROW COLUMN")] = None
+    """Only print where the number of a cell comes from; parts of the names are enough."""
+    runs: Path = ROOT / "runs"
+    """Folder of checkpoints and logs."""
+    records: Path = ROOT / "results" / "records"
+    """Folder of the records."""
+    out: Path = ROOT / "results" / "tables"
+    """Folder of the finished tables."""

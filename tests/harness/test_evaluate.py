@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.backbone import build_backbone
+from harness.checkpoint import save_backbone
+from harness.errors import UserError
+from harness.evaluate import environment, evaluate
+from harness.foreign import sha256_of_file
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, fingerprint, resolved
+from harness.record import Record
+from harness.views import CenterCrop
+from tests.protocols.toys import KNN_TOY, toy_data
+
+RECIPE = Recipe(
+    name="toy",
+    source="none",
+    method=MethodConfig(),
+    views=(),
+    backbone=BackboneSpec(name="resnet_tiny"),
+    epochs=0,
+    batch_size=8,
+    optim=Optim(name="sgd", lr=0.1),
+    dataset="toy",
+)
+PROTOCOL = replace(KNN_TOY, transform=CenterCrop(resize=16, size=16))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    backbone = build_backbone(RECIPE.backbone, 16)
+    save_backbone(backbone, tmp_path / "backbone.pt", seed=1, seconds=7.0)
+    return tmp_path / "backbone.pt"
+
+
+def run(checkpoint: Path, recipe: Recipe | None, seed: int) -> Record:
+    folder = checkpoint.parent
+    with toy_data(images=60):
+        return evaluate(
+            recipe=recipe,
+            protocol=PROTOCOL,
+            seed=seed,
+            checkpoint=checkpoint,
+            workdir=folder / "work",
+            records=folder / "records",
+        )
+
+
+def test_the_record_is_found_under_the_fingerprint_of_recipe_protocol_and_seed(checkpoint):
+    record = run(checkpoint, RECIPE, 2)
+    assert record.key == fingerprint(RECIPE, PROTOCOL, 2)
+    assert record.slot == fingerprint(RECIPE, PROTOCOL, 2, versions=False)
+    assert Record.load(checkpoint.parent / "records" / f"{record.key}.json") == record
+    assert (record.recipe, record.protocol) == (resolved(RECIPE), resolved(PROTOCOL))
+    assert record.checkpoint["sha256"] == sha256_of_file(checkpoint)
+    assert record.pretrain_seconds == 7.0
+    assert record.predictions is not None and Path(record.predictions).is_file()
+
+
+def test_a_checkpoint_from_elsewhere_is_identified_by_its_bytes(checkpoint):
+    record = run(checkpoint, None, 0)
+    assert record.key == fingerprint(sha256_of_file(checkpoint), PROTOCOL, 0)
+    assert record.recipe is None
+
+
+def test_the_environment_names_versions_and_the_state_of_the_code():
+    found = environment()
+    assert {"python", "torch", "torchvision", "timm", "numpy"} == found["versions"].keys()
+    assert found["commit"] is None or len(found["commit"]) == 40
+    assert found["processes"] == 1
+
+
+def test_an_unusable_checkpoint_leaves_no_record(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint at"):
+        run(tmp_path / "none.pt", RECIPE, 0)
+    assert not (tmp_path / "records").exists()

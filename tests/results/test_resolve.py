@@ -1,0 +1,97 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from harness.scale import SCALES
+from results.catalog import all_tables
+from results.resolve import ROOT, SOURCES, resolve, source_hash, unpack
+
+KEYS = """
+import json, sys
+from pathlib import Path
+from harness.scale import SCALES
+from results.catalog import all_tables
+from results.resolve import resolve
+found = resolve(all_tables()["imsvd/table2"], SCALES["demo"], seeds=None, fill=False,
+                cache=Path(sys.argv[1]))
+print(json.dumps([sorted(found.evaluations), "torch" in sys.modules]))
+"""
+
+
+def keys_of_a_fresh_process(cache):
+    answer = subprocess.run(
+        [sys.executable, "-c", KEYS, str(cache)], capture_output=True, text=True, check=True
+    )
+    return json.loads(answer.stdout)
+
+
+def test_keys_are_the_same_in_every_process_and_the_cache_needs_no_torch(tmp_path):
+    here = resolve(
+        all_tables()["imsvd/table2"], SCALES["demo"], seeds=None, fill=False, cache=tmp_path / "a"
+    )
+    assert keys_of_a_fresh_process(tmp_path / "b") == [sorted(here.evaluations), True]
+    assert keys_of_a_fresh_process(tmp_path / "b") == [sorted(here.evaluations), False]
+
+
+def test_what_comes_from_the_cache_is_what_went_in(tmp_path):
+    ask = {"seeds": 2, "fill": False, "cache": tmp_path}
+    table = all_tables()["svib/table1"]
+    first = resolve(table, SCALES["demo"], **ask)
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    assert resolve(table, SCALES["demo"], **ask) == first
+    assert len(first.evaluations) == 4 * 2 * 2
+    assert len(first.pretrainings) == 4 * 2
+
+
+def test_both_neighbourhoods_of_imsvd_table_2_are_one_evaluation(tmp_path):
+    found = resolve(
+        all_tables()["imsvd/table2"], SCALES["demo"], seeds=1, fill=False, cache=tmp_path
+    )
+    assert len(found.cells) == 6
+    assert len(found.evaluations) == len(found.pretrainings) == 3
+
+
+def test_a_job_carries_the_recipe_that_its_key_names(tmp_path):
+    from harness.recipe import pretrain_key
+
+    found = resolve(all_tables()["learning"], SCALES["demo"], seeds=1, fill=False, cache=tmp_path)
+    for key, pretraining in found.pretrainings.items():
+        assert pretrain_key(unpack(pretraining.pickled), pretraining.seed) == key
+
+
+def test_vicreg_at_100_epochs_has_its_own_learning_rate():
+    table = all_tables()["imsvd/table1"]
+    recipes = {
+        table.columns[cell.column].label: table.recipe(cell)
+        for cell in table.wanted()
+        if table.rows[cell.row].label.startswith("VICReg")
+    }
+    assert {label: (r.epochs, r.optim.lr) for label, r in recipes.items()} == {
+        "100": (100, 0.3),
+        "200": (200, 0.2),
+        "1000": (1000, 0.2),
+    }
+
+
+@pytest.fixture
+def sources(tmp_path):
+    for folder in SOURCES:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pyc"))
+    return tmp_path
+
+
+def test_a_changed_source_gives_another_cache_file(sources, tmp_path):
+    before = source_hash(sources)
+    assert source_hash(sources) == before
+    path = sources / "methods" / "imsvd.py"
+    path.write_text(path.read_text() + "\n")
+    assert source_hash(sources) != before
+
+
+def test_records_and_tables_are_no_sources(sources):
+    before = source_hash(sources)
+    (sources / "results" / "note.json").write_text("{}")
+    assert source_hash(sources) == before
