@@ -1,4 +1,4 @@
-"""Executes Views: draws the parameters of every image, crops, then colours the batch.
+"""Executes Views: crops, then colours the batch.
 
 There are two ways in and one set of parameters. `augment` takes images that live in memory as one
 tensor and crops them as a batch. `crop_views` takes decoded images and cuts all their crops, and
@@ -9,7 +9,6 @@ its index alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -17,8 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.crop import BOX_SLOTS, crop_batch, crop_image, cut_patches, draw_boxes, patch_slots
-from harness.draws import uniforms
+from harness.crop import crop_batch, crop_image, cut_patches, draw_boxes
+from harness.parameters import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    Colours,
+    ViewDraws,
+    draw_colours,
+    draw_view,
+)
 from harness.photometrics import (
     autocontrast,
     blend,
@@ -34,82 +42,7 @@ from harness.photometrics import (
 from harness.views import View
 
 _CHUNK_PIXELS = {"cpu": 128 * 32 * 32, "cuda": 1 << 25}  # CPU: what stays in a core's cache
-_COLOUR_SLOTS = 18
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _NEUTRAL_BLEND = np.array([[1.0], [0.0], [0.0], [0.0]])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Colours:
-    """Photometric parameters of n images (for jigsaw views: of n * patches images)."""
-
-    flip: np.ndarray  # bool (n,)
-    order: np.ndarray  # int64 (n, 4): operation at each stage of the jitter
-    factors: np.ndarray  # float64 (n, 4): brightness, contrast, saturation, hue; neutral if unused
-    adjust: np.ndarray  # bool (n,)
-    bits: np.ndarray  # float64 (n,): posterize, 4-8
-    sharpness: np.ndarray  # float64 (n,)
-    inversion: np.ndarray  # float64 (n,): solarize threshold of the adjustment
-    gray: np.ndarray  # bool (n,)
-    sigma: np.ndarray  # float64 (n,): of the blur in pixels; 0 = none
-    solarize: np.ndarray  # bool (n,)
-
-    def part(self, rows: slice) -> Colours:
-        """The parameters of some of the images."""
-        return Colours(**{name: values[rows] for name, values in vars(self).items()})
-
-
-def draw_colours(view: View, uniform: np.ndarray) -> Colours:
-    """Photometric parameters as torchvision's and VISSL's transforms draw them.
-
-    Args:
-        view: The view to draw for.
-        uniform: (n, 18) in [0, 1).
-    """
-    u = uniform
-    jittered = u[:, 1] < view.jitter_p
-    strength = np.array(view.jitter)
-    low = np.maximum(1 - strength, 0)
-    low[_HUE], high = -strength[_HUE], 1 + strength
-    high[_HUE] = strength[_HUE]
-    neutral = np.array([1.0, 1.0, 1.0, 0.0])
-    if view.brightness == "additive":
-        low[_BRIGHTNESS], high[_BRIGHTNESS] = -strength[_BRIGHTNESS], strength[_BRIGHTNESS]
-        neutral[_BRIGHTNESS] = 0.0
-    factors = np.where(jittered[:, None], low + (high - low) * u[:, 2:6], neutral)
-    sigma = view.blur_sigma[0] + (view.blur_sigma[1] - view.blur_sigma[0]) * u[:, 12]
-    return Colours(
-        flip=u[:, 0] < view.flip_p,
-        order=np.argsort(u[:, 6:10], axis=1, kind="stable"),
-        factors=factors,
-        gray=u[:, 10] < view.gray_p,
-        sigma=np.where(u[:, 11] < view.blur_p, sigma, 0.0),
-        solarize=u[:, 13] < view.solarize_p,
-        adjust=u[:, 14] < view.adjust_p,
-        bits=4 + np.floor(5 * u[:, 15]),
-        sharpness=0.1 + 1.8 * u[:, 16],
-        inversion=np.floor(257 * u[:, 17]) / 255,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewDraws:
-    """Uniforms of one view of n images, by what they are for."""
-
-    box: np.ndarray  # (n, BOX_SLOTS)
-    patches: np.ndarray  # (n, patch_slots(view))
-    colours: np.ndarray  # (n * patches, 18)
-
-
-def draw_view(view: View, number: int, indices: np.ndarray, *, seed: int, epoch: int) -> ViewDraws:
-    """All uniforms of view `number` of a recipe for the images of `indices` (n,)."""
-    cut = patch_slots(view)
-    pictures = view.patch_grid**2 if view.patch_size else 1
-    drawn = uniforms(seed, epoch, indices, number, BOX_SLOTS + cut + pictures * _COLOUR_SLOTS)
-    box, patches, colours = np.split(drawn, [BOX_SLOTS, BOX_SLOTS + cut], axis=1)
-    return ViewDraws(
-        box=box, patches=patches, colours=colours.reshape(len(drawn) * pictures, _COLOUR_SLOTS)
-    )
 
 
 def augment(
@@ -283,8 +216,8 @@ def _jitter(images: Tensor, colours: Colours, *, additive: bool) -> Tensor:
             images = blend(
                 images, factor, grey_share if is_used[1] else None, offset if shifts else None
             )
-        turned = (colours.order[:, stage] == _HUE) & (colours.factors[:, _HUE] != 0)
-        images = _where(images, turned, lambda part, rows: _turn(part, colours.factors[rows, _HUE]))
+        turned = (colours.order[:, stage] == HUE) & (colours.factors[:, HUE] != 0)
+        images = _where(images, turned, lambda part, rows: _turn(part, colours.factors[rows, HUE]))
     return images
 
 
@@ -296,10 +229,10 @@ def _blend_weights(colours: Colours, *, additive: bool) -> np.ndarray:
     """
     order = colours.order
     value = np.take_along_axis(colours.factors, order, axis=1)
-    is_constant = (order == _BRIGHTNESS) & additive
-    factor = np.where((order == _HUE) | is_constant, 1.0, value)
-    grey_share = np.where(order == _SATURATION, 1 - factor, 0.0)
-    mean_share = np.where(order == _CONTRAST, 1 - factor, 0.0)
+    is_constant = (order == BRIGHTNESS) & additive
+    factor = np.where((order == HUE) | is_constant, 1.0, value)
+    grey_share = np.where(order == SATURATION, 1 - factor, 0.0)
+    mean_share = np.where(order == CONTRAST, 1 - factor, 0.0)
     constant = np.where(is_constant, value, 0.0)
     return np.stack([factor, grey_share, mean_share, constant]).transpose(2, 0, 1)
 

@@ -17,7 +17,7 @@ from results.catalog import find_cell, find_tables
 from results.cells import CellResult, Findings, cell_results
 from results.resolve import Resolved, resolve
 from results.table import Table
-from results.trace import trace
+from results.why import trace
 from slurm import ledger
 from slurm.arguments import Arguments
 from slurm.clusters import choose

@@ -12,18 +12,11 @@ from torchvision import transforms as tv1
 from torchvision.transforms.v2 import functional as tv2
 
 from harness import photometrics, views
-from harness.augment import (
-    Colours,
-    apply_colours,
-    augment,
-    colour,
-    crop_views,
-    draw_colours,
-    draw_view,
-)
+from harness.augment import apply_colours, augment, colour, crop_views
 from harness.crop import BOX_SLOTS, center_crop, crop_batch, crop_image, cut_patches, draw_boxes
 from harness.draws import uniforms
 from harness.errors import UserError
+from harness.parameters import Colours, draw_colours, draw_view
 from harness.views import CenterCrop, View
 
 EXACT = {"rtol": 0, "atol": 2e-6}  # float rounding
@@ -357,7 +350,7 @@ def statistics(batch: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_whole_recipes_have_the_statistics_of_a_torchvision_pipeline(name):
-    n = 1_000
+    n = 700
     recipe = views.resize_views(RECIPES[name], {224: 32, 96: 16}, blur=True)
     image = pictures(1, 40, 40)
     ours = augment(image.expand(n, -1, -1, -1), np.arange(n), recipe, seed=0, epoch=0)
