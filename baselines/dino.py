@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.heads import DINOProjector, Prototypes
-from harness.method import Method, ema_update
+from harness.method import Method, TeacherMethod
 from harness.multicrop import cross_crop_entropy, forward_by_size
-from harness.optim import cosine
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe
 from harness.scale import Scale
 
@@ -61,39 +60,22 @@ class DINOConfig(MethodConfig):
         )
 
 
-class DINO(Method):
+class DINO(TeacherMethod):
     """Student and EMA teacher, each trunk, projector and prototypes; the teacher's centre."""
 
     centre: Tensor
 
     def __init__(self, config: DINOConfig, backbone: Backbone) -> None:
-        super().__init__()
+        head = nn.Sequential(
+            DINOProjector(
+                backbone.dim, config.hidden, config.bottleneck, batch_norm=config.head_batch_norm
+            ),
+            Prototypes(config.bottleneck, config.prototypes, fixed_gain=config.fixed_gain),
+        )
+        super().__init__(backbone, head, config.teacher_momentum)
         self.config = config
-        self.backbone = backbone
-        self.head = self._head()
-        self.teacher = nn.Sequential(backbone.teacher(), self._head().requires_grad_(False))
-        self.teacher[1].load_state_dict(self.head.state_dict())
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("batch_centre", torch.zeros(config.prototypes), persistent=False)
-
-    def _head(self) -> nn.Sequential:
-        c = self.config
-        return nn.Sequential(
-            DINOProjector(self.backbone.dim, c.hidden, c.bottleneck, batch_norm=c.head_batch_norm),
-            Prototypes(c.bottleneck, c.prototypes, fixed_gain=c.fixed_gain),
-        )
-
-    @property
-    def student(self) -> nn.Sequential:
-        """Trunk and head, in the teacher's order."""
-        return nn.Sequential(self.backbone, self.head)
-
-    @property
-    def evaluated(self) -> Backbone:
-        """The teacher's trunk."""
-        teacher = self.teacher[0]
-        assert isinstance(teacher, Backbone)
-        return teacher
 
     def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy of the teacher's two global crops with the student's others."""
@@ -112,15 +94,14 @@ class DINO(Method):
     def after_backward(self, progress: Progress) -> None:
         """Hold the last layer still in the first epochs."""
         if progress.epoch < self.config.frozen_epochs:
-            for parameter in self.head[1].parameters():
+            for parameter in self.head.get_submodule("1").parameters():
                 parameter.grad = None
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         """Move the teacher, and the centre towards the batch it was just used on (Eq. 4)."""
+        super().after_step(progress)
         self.centre.lerp_(self.batch_centre, 1 - self.config.centre_momentum)
-        momentum = cosine(self.config.teacher_momentum, 1.0, progress.fraction)
-        ema_update(self.teacher, self.student, momentum)
 
 
 def dino_terms(

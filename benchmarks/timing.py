@@ -35,7 +35,8 @@ def compare(
     repetitions: int,
 ) -> Comparison:
     """Time both in turn after a warm-up of each."""
-    run_ours(), run_peer()
+    run_ours()
+    run_peer()
     times = [(_seconds(run_ours), _seconds(run_peer)) for _ in range(repetitions)]
     ratios = [theirs / ours for ours, theirs in times]
     return Comparison(

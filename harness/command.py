@@ -1,8 +1,6 @@
 """The command line of a protocol, made from its dataclass."""
 
 import argparse
-import difflib
-import importlib
 import inspect
 import json
 import sys
@@ -54,12 +52,12 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Command, EvalProtocol]:
     import tyro
 
     kind = registry.find("protocol", name)
-    variants: dict[str, EvalProtocol] = importlib.import_module(kind.__module__).VARIANTS
+    variants = registry.variants(name)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--variant", default=next(iter(variants)))
     first.add_argument("--scale", default="paper")
     known, _ = first.parse_known_args(arguments)
-    defaults = scale_protocol(_variant(name, variants, known.variant), find_scale(known.scale))
+    defaults = scale_protocol(registry.variant(f"{name}:{known.variant}"), find_scale(known.scale))
 
     def command_line(
         command: Annotated[Command, tyro.conf.arg(name="")],
@@ -75,16 +73,6 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Command, EvalProtocol]:
         prog=f"{name}.py",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-
-
-def _variant(name: str, variants: dict[str, EvalProtocol], wanted: str) -> EvalProtocol:
-    if wanted not in variants:
-        close = difflib.get_close_matches(wanted, variants, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"unknown variant {wanted!r} of {name}: {hint}Known: {', '.join(variants)}."
-        )
-    return variants[wanted]
 
 
 def _run(command: Command, protocol: EvalProtocol) -> tuple[Record | None, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
+from harness.optim import cosine
 from harness.recipe import Progress
 
 # sample(n) yields this process's equal share of the first random view of at least n distinct
@@ -69,6 +71,33 @@ class TwinMethod(Method):
         """Terms of the two views, each through the network on its own (BN statistics per view)."""
         first, second = (self.projector(self.backbone(view)) for view in views)
         return self._terms(first, second)
+
+
+class TeacherMethod(Method):
+    """A student and an EMA teacher of the same trunk and head; the teacher is evaluated."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module, momentum: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.teacher = nn.Sequential(backbone.teacher(), copy.deepcopy(head).requires_grad_(False))
+        self._momentum = momentum
+
+    @property
+    def student(self) -> nn.Sequential:
+        """Trunk and head, in the teacher's order."""
+        return nn.Sequential(self.backbone, self.head)
+
+    @property
+    def evaluated(self) -> Backbone:
+        """The teacher's trunk, as DINO evaluates."""
+        trunk = self.teacher[0]
+        assert isinstance(trunk, Backbone)
+        return trunk
+
+    def after_step(self, progress: Progress) -> None:
+        """Move the teacher; its momentum rises to 1 along a cosine."""
+        ema_update(self.teacher, self.student, cosine(self._momentum, 1.0, progress.fraction))
 
 
 @torch.no_grad()

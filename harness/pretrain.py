@@ -6,8 +6,6 @@ The same entry point serves one process, torchrun, and srun (`srun python -m har
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,30 +30,13 @@ class Command:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: half on GPU, fp32 on CPU
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe called `method:RECIPE`.
-
-    Raises:
-        UserError: No such method or no such recipe; the known ones are listed.
-    """
-    method, _, constant = name.partition(":")
-    module = importlib.import_module(registry.find("method", method).__module__)
-    recipes = {key: value for key, value in vars(module).items() if isinstance(value, Recipe)}
-    if constant not in recipes:
-        close = difflib.get_close_matches(constant, recipes, n=1, cutoff=0.4)
-        hint = f"did you mean {method}:{close[0]}? " if close else ""
-        known = ", ".join(f"{method}:{key}" for key in recipes)
-        raise UserError(f"unknown recipe {name!r}: {hint}Known: {known}.")
-    return recipes[constant]
-
-
 def main() -> None:
     """Parse, train, print; exits with 2 on a user's mistake."""
     import tyro
 
     command = tyro.cli(Command, config=(tyro.conf.PositionalRequiredArgs,))
     try:
-        recipe = find_recipe(command.recipe)
+        recipe = registry.recipe(command.recipe)
         if command.epochs is not None:
             recipe = dataclasses.replace(recipe, epochs=command.epochs)
         recipe = scale_recipe(recipe, find_scale(command.scale))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from harness.errors import UserError
 from harness.protocol import EvalProtocol
 from harness.recipe import BackboneSpec, Optim, Recipe
-from harness.views import resize_views
+from harness.views import shrink_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
     return replace(
         recipe,
         method=recipe.method.scaled(scale),
-        views=resize_views(global_views + local_views, scale.crop_sizes, blur=False),
+        views=shrink_views(global_views + local_views, scale.crop_sizes),
         backbone=BackboneSpec(name=name),
         epochs=math.ceil(recipe.epochs * scale.epoch_factor),
         batch_size=scale.batch_size,

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.heads import DINOProjector
-from harness.method import Method, Sampler, ema_update
+from harness.method import Method, Sampler, TeacherMethod
 from harness.multicrop import cross_crop_entropy, forward_by_size
-from harness.optim import cosine
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe
 from harness.scale import Scale
 
@@ -69,7 +68,7 @@ class SVIBConfig(MethodConfig):
         return self.beta * (self.final_beta / self.beta) ** fraction
 
 
-class SVIB(Method):
+class SVIB(TeacherMethod):
     """Student, EMA teacher and the means of the mixture that both share."""
 
     # Means are normalised at use, so that decay and trust ratios would act on a norm that
@@ -77,34 +76,14 @@ class SVIB(Method):
     no_decay = ("means",)
 
     def __init__(self, config: SVIBConfig, backbone: Backbone) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.projector = DINOProjector(
+        projector = DINOProjector(
             backbone.dim, config.hidden, config.bottleneck, batch_norm=config.head_batch_norm
         )
+        super().__init__(backbone, projector, config.teacher_momentum)
+        self.config = config
         # Random unit vectors: features of an untrained network are nearly identical. One set
         # for student and teacher: Eq. 20 has the same c_i in both factors.
         self.means = nn.Parameter(F.normalize(torch.randn(config.means, config.bottleneck), dim=1))
-        self.teacher = nn.Sequential(
-            backbone.teacher(),
-            DINOProjector(
-                backbone.dim, config.hidden, config.bottleneck, batch_norm=config.head_batch_norm
-            ).requires_grad_(False),
-        )
-        self.teacher[1].load_state_dict(self.projector.state_dict())
-
-    @property
-    def student(self) -> nn.Sequential:
-        """Trunk and projector, in the teacher's order."""
-        return nn.Sequential(self.backbone, self.projector)
-
-    @property
-    def evaluated(self) -> Backbone:
-        """The teacher's trunk, as DINO evaluates."""
-        teacher = self.teacher[0]
-        assert isinstance(teacher, Backbone)
-        return teacher
 
     def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
         """CE and KL; the teacher sees the two global views, the student all ("following DINO")."""
@@ -121,11 +100,6 @@ class SVIB(Method):
             beta=beta,
             bottleneck_on=self.config.bottleneck_on,
         )
-
-    def after_step(self, progress: Progress) -> None:
-        """Move the teacher."""
-        momentum = cosine(self.config.teacher_momentum, 1.0, progress.fraction)
-        ema_update(self.teacher, self.student, momentum)
 
     @torch.no_grad()
     def after_epoch(self, progress: Progress, sample: Sampler) -> list[nn.Parameter]:

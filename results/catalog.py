@@ -10,12 +10,22 @@ from harness.errors import UserError
 from results import specs
 from results.table import Cell, Table
 
+PAPERS = ("svib", "imsvd")
+
 
 def all_tables() -> dict[str, Table]:
     """Every declared table by its name."""
-    modules = sorted(module.name for module in pkgutil.iter_modules(specs.__path__))
+    modules = sorted(
+        (module.name for module in pkgutil.iter_modules(specs.__path__)), key=_by_paper
+    )
     tables = [importlib.import_module(f"results.specs.{name}").TABLE for name in modules]
     return {table.name: table for table in tables}
+
+
+def _by_paper(module: str) -> tuple[int, str]:
+    """SVIB before IMSVD, as they appeared; then what belongs to no paper."""
+    paper = module.partition("_")[0]
+    return (PAPERS.index(paper) if paper in PAPERS else len(PAPERS), module)
 
 
 def find_tables(names: tuple[str, ...]) -> list[Table]:

@@ -7,19 +7,17 @@ source that it depends on: a changed source asks for another file, and a stale o
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.record import write_text_atomically
-from harness.scale import Scale
-from results.table import Cell, Table
+from harness.scale import Scale, find_scale
+from results.table import Cell, Table, Work
 
 if TYPE_CHECKING:
     from harness.protocol import EvalProtocol
@@ -40,7 +38,9 @@ class Pretraining:
     backbone: str
     epochs: int
     views: int
-    pickled: str  # the recipe, base64
+    recipe: str  # its name, …
+    published_epochs: int | None  # … epochs in its place at the paper's scale, …
+    scale: str  # … and scale: what `recipe_of` builds it from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ class Evaluation:
     pretraining: str  # key of what it evaluates
     seed: int
     protocol: str  # class and fingerprint, for people
-    pickled: str  # the protocol, base64
+    variant: str  # its name …
+    scale: str  # … and scale: what `protocol_of` builds it from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +114,21 @@ def resolve(
 
 
 def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
+    from harness import registry
     from harness.recipe import fingerprint
-    from harness.scale import scale_protocol, scale_recipe
+    from harness.scale import scale_protocol
 
     pretrainings: dict[str, Pretraining] = {}
     evaluations: dict[str, Evaluation] = {}
     cells = []
     for cell in table.wanted(fill=fill):
-        column = table.columns[cell.column]
-        published = table.recipe(cell)
-        recipe = scale_recipe(published, scale)
-        protocol = scale_protocol(column.protocol(published), scale)
+        column, work = table.columns[cell.column], table.work(cell)
+        recipe = _recipe(work.recipe, work.epochs, scale)
+        protocol = scale_protocol(registry.variant(work.protocol), scale)
         assert column.metric in [m.name for m in protocol.metrics], (column.metric, protocol)
         keys = []
         for seed in range(seeds):
-            pretraining = _pretraining(recipe, seed)
+            pretraining = _pretraining(recipe, seed, work, scale)
             pretrainings[pretraining.key] = pretraining
             evaluation = Evaluation(
                 key=fingerprint(recipe, protocol, seed),
@@ -135,7 +136,8 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
                 pretraining=pretraining.key,
                 seed=seed,
                 protocol=f"{type(protocol).__module__}@{fingerprint(protocol)[:6]}",
-                pickled=_pack(protocol),
+                variant=work.protocol,
+                scale=scale.name,
             )
             evaluations[evaluation.key] = evaluation
             keys.append(evaluation.key)
@@ -149,7 +151,7 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
     )
 
 
-def _pretraining(recipe: Recipe, seed: int) -> Pretraining:
+def _pretraining(recipe: Recipe, seed: int, work: Work, scale: Scale) -> Pretraining:
     from harness.recipe import pretrain_key
 
     return Pretraining(
@@ -160,17 +162,34 @@ def _pretraining(recipe: Recipe, seed: int) -> Pretraining:
         backbone=recipe.backbone.name,
         epochs=recipe.epochs,
         views=len(recipe.views),
-        pickled=_pack(recipe),
+        recipe=work.recipe,
+        published_epochs=work.epochs,
+        scale=scale.name,
     )
 
 
-def _pack(value: Recipe | EvalProtocol) -> str:
-    return base64.b64encode(pickle.dumps(value)).decode()
+def _recipe(name: str, epochs: int | None, scale: Scale) -> Recipe:
+    from harness import registry
+    from harness.scale import scale_recipe
+
+    recipe = registry.recipe(name)
+    if epochs is not None:
+        recipe = dataclasses.replace(recipe, epochs=epochs)
+    return scale_recipe(recipe, scale)
 
 
-def unpack(pickled: str) -> Any:
-    """The recipe or protocol behind `pickled` (imports its module, thus torch)."""
-    return pickle.loads(base64.b64decode(pickled))
+def recipe_of(pretraining: Pretraining) -> Recipe:
+    """The recipe of a pretraining (imports its method, thus torch)."""
+    scale = find_scale(pretraining.scale)
+    return _recipe(pretraining.recipe, pretraining.published_epochs, scale)
+
+
+def protocol_of(evaluation: Evaluation) -> EvalProtocol:
+    """The protocol of an evaluation."""
+    from harness import registry
+    from harness.scale import scale_protocol
+
+    return scale_protocol(registry.variant(evaluation.variant), find_scale(evaluation.scale))
 
 
 def _from_json(values: dict[str, Any]) -> Resolved:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from harness.protocol import EvalProtocol
-    from harness.recipe import Recipe
+from typing import NamedTuple
 
 EMPTY = "-"  # how the papers print a cell that they leave empty
 _NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<marks>\D*)")
@@ -39,9 +35,9 @@ class Column:
     """What a column of numbers measures."""
 
     label: str
-    protocol: Callable[[Recipe], EvalProtocol]  # the recipe picks between ResNet and ViT variants
+    protocol: str  # "knn:dino": a variant, by the names of harness.registry
     metric: str  # one of the protocol's metrics
-    vary: Callable[[Recipe], Recipe] | None = None  # turns the row's recipe into this cell's
+    epochs: int | None = None  # of pretraining, instead of the recipe's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +47,20 @@ class Row:
     label: str
     fields: tuple[str, ...] = ()  # one per Table.fields (architecture, epochs, …)
     published: tuple[str, ...]  # one per column, as printed
-    recipe: Callable[[], Recipe] | None = None
-    overrides: Mapping[str, Callable[[], Recipe]] = field(default_factory=dict)  # column → its own
+    recipe: str = ""  # "imsvd:RESNET50", by the names of harness.registry
+    recipes: Mapping[str, str] = field(default_factory=dict)  # column → its own recipe
+    protocols: Mapping[str, str] = field(default_factory=dict)  # column → its own variant
+    epochs: int | None = None  # of pretraining, instead of the recipe's
     reason: str = ""  # why it can't be run; exactly one of `recipe` and `reason` is given
     differs: Mapping[str, str] = field(default_factory=dict)  # column → how the paper measured
+
+
+class Work(NamedTuple):
+    """What a cell takes, by name."""
+
+    recipe: str
+    epochs: int | None
+    protocol: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,10 @@ class Table:
         for row in self.rows:
             assert len(row.published) == len(self.columns), (self.name, row.label)
             assert len(row.fields) == len(self.fields), (self.name, row.label)
-            assert (row.recipe is None) == bool(row.reason), (self.name, row.label)
-            assert {*row.differs, *row.overrides} <= {c.label for c in self.columns}, row.label
+            assert bool(row.recipe) != bool(row.reason), (self.name, row.label)
+            assert {*row.differs, *row.recipes, *row.protocols} <= {
+                c.label for c in self.columns
+            }, row.label
 
     def published(self, cell: Cell) -> Published:
         """The paper's number."""
@@ -91,7 +99,7 @@ class Table:
     def wanted(self, *, fill: bool = False) -> Iterator[Cell]:
         """Cells to run: the row has a recipe and the paper a number (or `fill` asks for it)."""
         for cell in self.cells():
-            runnable = self.rows[cell.row].recipe is not None
+            runnable = bool(self.rows[cell.row].recipe)
             if runnable and (fill or self.published(cell).text != EMPTY):
                 yield cell
 
@@ -103,12 +111,14 @@ class Table:
         """A cell in words, for messages: "SVIB (Ours), ResNet50, 300 | Linear"."""
         return f"{self.row_name(cell.row)} | {self.columns[cell.column].label}"
 
-    def recipe(self, cell: Cell) -> Recipe:
-        """The recipe behind a cell, at the paper's scale (imports the method, thus torch)."""
+    def work(self, cell: Cell) -> Work:
+        """Recipe, epochs and protocol behind a cell whose row can be run."""
         row, column = self.rows[cell.row], self.columns[cell.column]
-        make, vary = row.overrides.get(column.label, row.recipe), column.vary
-        assert make is not None, self.cell_name(cell)
-        return vary(make()) if vary else make()
+        return Work(
+            recipe=row.recipes.get(column.label, row.recipe),
+            epochs=row.epochs if column.epochs is None else column.epochs,
+            protocol=row.protocols.get(column.label, column.protocol),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

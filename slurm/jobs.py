@@ -1,7 +1,8 @@
 """What runs on a worker: pretrain and evaluate, and the picklable task around them.
 
-Everything here is importable without torch: a task carries its recipe packed, and unpacks it where
-it runs. Workers never do the same work twice at a time: each job holds a lock on its run folder.
+Everything here is importable without torch: a task carries the names of its recipe and protocol,
+and builds them where it runs. Workers never do the same work twice at a time: each job holds a
+lock on its run folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.record import Record
-from results.resolve import Evaluation, Pretraining, unpack
+from results.resolve import Evaluation, Pretraining, protocol_of, recipe_of
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -80,13 +81,13 @@ class Task:
             self._run()
 
     def _run(self) -> None:
-        recipe = unpack(self.pretraining.pickled)
+        recipe = recipe_of(self.pretraining)
         seed = self.pretraining.seed
         self._check_key(recipe, seed)
         if self.evaluation is None:
             pretrain(recipe, seed, self.runs)
         elif not self.output.exists():
-            protocol = unpack(self.evaluation.pickled)
+            protocol = protocol_of(self.evaluation)
             evaluate(recipe, protocol, seed, self.runs, self.records)
 
     def _check_key(self, recipe: Recipe, seed: int) -> None:

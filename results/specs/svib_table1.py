@@ -6,53 +6,10 @@ al. (2021) as "t", "*" and "^"; all seem to be the caption's dagger. They stand 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from results.table import Column, Row, Table
 
-if TYPE_CHECKING:
-    from harness.protocol import EvalProtocol
-    from harness.recipe import Recipe
-
-
-def _linear(recipe: Recipe) -> EvalProtocol:
-    from protocols import linear
-
-    is_vit = recipe.backbone.name.startswith("vit")
-    return linear.SVIB_VIT if is_vit else linear.SVIB_RESNET
-
-
-def _knn(recipe: Recipe) -> EvalProtocol:
-    from protocols import knn
-
-    return knn.DINO
-
-
-def _dino_resnet50() -> Recipe:
-    from baselines import dino
-
-    return dino.RESNET50
-
-
-def _dino_vit_small() -> Recipe:
-    from baselines import dino
-
-    return dino.VIT_SMALL
-
-
-def _svib_resnet50() -> Recipe:
-    from methods import svib
-
-    return svib.RESNET50
-
-
-def _svib_vit_small() -> Recipe:
-    from methods import svib
-
-    return svib.VIT_SMALL
-
-
 _NO_FILE = "not implemented yet"
+_VIT = {"Linear": "linear:svib_vit"}
 _MEMORY_BANK = {"KNN": "200 neighbours of the 128-d embedding in the memory bank"}
 
 TABLE = Table(
@@ -62,8 +19,8 @@ TABLE = Table(
     "(under review at ICLR 2022), Table 1",
     fields=("Architecture", "Epochs"),
     columns=(
-        Column(label="Linear", protocol=_linear, metric="linear_top1"),
-        Column(label="KNN", protocol=_knn, metric="knn_20"),
+        Column(label="Linear", protocol="linear:svib_resnet", metric="linear_top1"),
+        Column(label="KNN", protocol="knn:dino", metric="knn_20"),
     ),
     rows=(
         Row(
@@ -113,13 +70,13 @@ TABLE = Table(
             label="DINO (Caron et al., 2021)",
             fields=("ResNet50", "300"),
             published=("74.5", "65.6"),
-            recipe=_dino_resnet50,
+            recipe="dino:RESNET50",
         ),
         Row(
             label="SVIB (Ours)",
             fields=("ResNet50", "300"),
             published=("74.8", "69.4"),
-            recipe=_svib_resnet50,
+            recipe="svib:RESNET50",
         ),
         Row(
             label="MoCo v2 (Chen et al., 2020)",
@@ -143,13 +100,15 @@ TABLE = Table(
             label="DINO (Caron et al., 2021)",
             fields=("ViT-S/16", "300"),
             published=("76.1", "72.8"),
-            recipe=_dino_vit_small,
+            recipe="dino:VIT_SMALL",
+            protocols=_VIT,
         ),
         Row(
             label="SVIB (Ours)",
             fields=("ViT-S/16", "300"),
             published=("76.4", "73.5"),
-            recipe=_svib_vit_small,
+            recipe="svib:VIT_SMALL",
+            protocols=_VIT,
         ),
     ),
     footnotes=(

@@ -157,7 +157,7 @@ def test_the_teacher_follows_the_student_by_its_momentum():
     method = tiny()
     teacher = method.teacher[1].layers[0].weight.clone()
     with torch.no_grad():
-        method.projector.layers[0].weight.add_(1.0)
+        method.head.layers[0].weight.add_(1.0)
     method.after_step(Progress(0.0, 10))
     torch.testing.assert_close(method.teacher[1].layers[0].weight, teacher + 0.004)
 

@@ -103,7 +103,7 @@ def test_the_variant_gives_the_defaults_and_options_override_them():
 
 
 def test_an_unknown_variant_gets_a_suggestion():
-    with pytest.raises(UserError, match="unknown variant 'dinno' of knn: did you mean dino"):
+    with pytest.raises(UserError, match="unknown variant 'knn:dinno': did you mean knn:dino"):
         parse("knn", ["--ckpt", "x", "--variant", "dinno"])
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness.scale import SCALES
 from results.catalog import all_tables
-from results.resolve import ROOT, SOURCES, resolve, source_hash, unpack
+from results.resolve import ROOT, SOURCES, recipe_of, resolve, source_hash
 
 KEYS = """
 import json, sys
@@ -59,21 +59,27 @@ def test_a_job_carries_the_recipe_that_its_key_names(tmp_path):
 
     found = resolve(all_tables()["learning"], SCALES["demo"], seeds=1, fill=False, cache=tmp_path)
     for key, pretraining in found.pretrainings.items():
-        assert pretrain_key(unpack(pretraining.pickled), pretraining.seed) == key
+        assert pretrain_key(recipe_of(pretraining), pretraining.seed) == key
 
 
-def test_vicreg_at_100_epochs_has_its_own_learning_rate():
-    table = all_tables()["imsvd/table1"]
-    recipes = {
-        table.columns[cell.column].label: table.recipe(cell)
-        for cell in table.wanted()
-        if table.rows[cell.row].label.startswith("VICReg")
+def test_vicreg_at_100_epochs_has_its_own_learning_rate(tmp_path):
+    found = resolve(
+        all_tables()["imsvd/table1"], SCALES["paper"], seeds=1, fill=False, cache=tmp_path
+    )
+    recipes = [recipe_of(p) for k, p in found.pretrainings.items() if k.startswith("vicreg")]
+    assert sorted((r.epochs, r.optim.lr) for r in recipes) == [(100, 0.3), (200, 0.2), (1000, 0.2)]
+
+
+def test_vits_take_the_linear_protocol_of_vits(tmp_path):
+    found = resolve(
+        all_tables()["svib/table1"], SCALES["paper"], seeds=1, fill=False, cache=tmp_path
+    )
+    variants = {
+        (found.pretrainings[e.pretraining].backbone, e.variant)
+        for e in found.evaluations.values()
+        if e.variant.startswith("linear")
     }
-    assert {label: (r.epochs, r.optim.lr) for label, r in recipes.items()} == {
-        "100": (100, 0.3),
-        "200": (200, 0.2),
-        "1000": (1000, 0.2),
-    }
+    assert variants == {("resnet50", "linear:svib_resnet"), ("vit_small_16", "linear:svib_vit")}
 
 
 @pytest.fixture
