@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from harness.backbone import Backbone, build_backbone
 from harness.errors import UserError
+from harness.files import write_atomically
 from harness.recipe import BackboneSpec
 
 FORMAT = "ssl-reproduce backbone 1"
@@ -30,20 +30,6 @@ UNREADABLE = (
     AttributeError,
 )
 KEPT = 2  # training checkpoints: the last one and the one before
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_bytes(state: Any) -> bytes:

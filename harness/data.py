@@ -7,9 +7,10 @@ business.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import bundles
+from harness import bundles, draws
 from harness.errors import UserError
 from harness.folders import Listing, decode, list_split
 from harness.pixelcache import cached_pixels
@@ -83,7 +84,8 @@ def open_split(dataset: str, split: Split) -> ImageSet:
 
     Args:
         dataset: `mnist5k` (bundled), `cifar10` or `imagenet` (below DATA_ROOT), or a folder with
-            `train/<class>/` and `val/<class>/`, by its path or by its name below DATA_ROOT.
+            `train/<class>/` and `val/<class>/`, by its path or by its name below DATA_ROOT. With
+            `@10000` behind it, 10,000 images of train drawn once and for all; val stays whole.
         split: "train" or "val".
 
     Raises:
@@ -97,9 +99,33 @@ def open_split(dataset: str, split: Split) -> ImageSet:
         "cifar10": _open_cifar10,
         "imagenet": lambda part: _open_folder("imagenet", _find_imagenet(), part),
     }
+    name, at, count = dataset.rpartition("@")
+    if at and count.isdigit():
+        return _first_drawn(open_split(name, split), int(count))
     if dataset in openers:
         return openers[dataset](split)
     return _open_folder(dataset, _find_folder(dataset), split)
+
+
+def _first_drawn(data: ImageSet, count: int) -> ImageSet:
+    """`count` images of a train split, the same for every seed; another split as it is."""
+    if data.split != "train":
+        return data
+    if not 0 < count <= len(data):
+        raise UserError(
+            f"{data.name}@{count} asks for {count} images of a train split of {len(data)}; use"
+            f" {data.name}@N with N from 1 to {len(data)}."
+        )
+    rows = draws.subset(0, "images of train", len(data), count)
+    checksum = hashlib.sha256(f"{data.checksum}@{count}".encode()).hexdigest()
+    return replace(
+        data,
+        name=f"{data.name}@{count}",
+        labels=data.labels[rows],
+        checksum=checksum,
+        images=None if data.images is None else data.images[torch.from_numpy(rows)],
+        listing=data.listing and replace(data.listing, paths=data.listing.paths[rows]),
+    )
 
 
 def _data_root(dataset: str) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from harness.errors import UserError
+from harness.files import written_atomically
 from harness.folders import Listing, decode
 
 _DIGEST_BYTES = 32
@@ -69,19 +69,11 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            np.save(file, pixels, allow_pickle=False)
-            file.flush()
-            content = np.memmap(file.name, dtype=np.uint8, mode="r")
-            file.write(hashlib.sha256(content.data).digest())
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with written_atomically(path) as file:
+        np.save(file, pixels, allow_pickle=False)
+        file.flush()
+        content = np.memmap(file.name, dtype=np.uint8, mode="r")
+        file.write(hashlib.sha256(content.data).digest())
 
 
 def _decode_all(listing: Listing, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old content or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+from harness.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +32,7 @@ class Record:
     def save(self, folder: Path) -> Path:
         """Write `folder/<key>.json` by rename; returns its path."""
         path = folder / f"{self.key}.json"
-        write_text_atomically(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         return path
 
     @classmethod

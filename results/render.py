@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.record import write_text_atomically
+from harness.files import write_atomically
 from harness.scale import Scale
 from results.cells import TOLERANCE, CellResult, Status
 from results.resolve import Resolved
@@ -46,8 +46,8 @@ def save(drawing: Drawing) -> list[Path]:
     """Write `<table>.<scale>.md` and `.csv`; returns their paths."""
     markdown = drawing.folder / f"{drawing.stem}.md"
     values = drawing.folder / f"{drawing.stem}.csv"
-    write_text_atomically(markdown, render_markdown(drawing))
-    write_text_atomically(values, render_csv(drawing))
+    write_atomically(markdown, render_markdown(drawing))
+    write_atomically(values, render_csv(drawing))
     return [markdown, values]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.record import write_text_atomically
+from harness.files import write_atomically
 from harness.scale import Scale, find_scale
 from results.table import Cell, Table, Work
 
@@ -109,7 +109,7 @@ def resolve(
     if path.exists():
         return _from_json(json.loads(path.read_text()))
     resolved = _resolve(table, scale, count, fill)
-    write_text_atomically(path, json.dumps(dataclasses.asdict(resolved), indent=1))
+    write_atomically(path, json.dumps(dataclasses.asdict(resolved), indent=1))
     return resolved
 
 

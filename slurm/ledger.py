@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from harness.record import write_text_atomically
+from harness.files import write_atomically
 from slurm.jobs import is_locked
 
 JOBS = ".jobs"
@@ -38,7 +38,7 @@ class Submission:
 
     def write_queue(self, jobs: dict[str, str]) -> None:
         """State what this dispatcher is at work on: key → id of the cluster's job, or ""."""
-        write_text_atomically(self.folder / "queue.json", json.dumps(jobs, indent=1))
+        write_atomically(self.folder / "queue.json", json.dumps(jobs, indent=1))
 
     def close(self) -> None:
         """Let the lock go."""
@@ -84,7 +84,7 @@ def living(ids: set[str]) -> set[str]:
 
 def note_failure(runs: Path, key: str, reason: str) -> None:
     """Keep the reason why a job failed, for tables and --status."""
-    write_text_atomically(runs / FAILED / f"{key}.txt", reason + "\n")
+    write_atomically(runs / FAILED / f"{key}.txt", reason + "\n")
 
 
 def forget_failure(runs: Path, key: str) -> None:

@@ -30,20 +30,6 @@ def test_no_checkpoint_at_all_is_none(tmp_path):
     assert checkpoint.load_training(tmp_path) is None
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write_atomically(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("name", ["resnet_tiny", "vit_demo"])
 def test_a_saved_backbone_gives_the_same_features(name, tmp_path):
     backbone = build_backbone(BackboneSpec(name=name), 32).eval()

@@ -368,3 +368,25 @@ def test_the_real_cifar10_has_1000_validation_images_of_each_class():
     assert val.images is not None
     mean = val.images.float().mean(dim=(0, 2, 3)) / 255
     torch.testing.assert_close(mean, torch.tensor([0.494, 0.485, 0.450]), rtol=0, atol=0.003)
+
+
+def test_a_part_of_train_is_the_same_images_every_time_and_leaves_val_whole():
+    whole, part = open_split("mnist5k", "train"), open_split("mnist5k@100", "train")
+    assert (len(part), len(open_split("mnist5k@100", "val"))) == (100, 1000)
+    assert part.name == "mnist5k@100"
+    assert part.checksum != whole.checksum
+    assert torch.equal(part.images, open_split("mnist5k@100", "train").images)
+    rows = [int((whole.images == image).all(dim=(1, 2, 3)).nonzero()[0]) for image in part.images]
+    assert len(set(rows)) == 100
+    assert (whole.labels[rows] == part.labels).all()
+
+
+def test_a_part_of_a_folder_lists_fewer_files(tiny_images):
+    part = open_split(f"{tiny_images}@7", "train")
+    assert len(part) == 7
+    assert part.load(6).shape == (3, 12, 12)
+
+
+def test_more_than_there_is_is_refused():
+    with pytest.raises(UserError, match="5001 images of a train split of 4000; use mnist5k@N"):
+        open_split("mnist5k@5001", "train")
