@@ -46,6 +46,7 @@ class DINOConfig(MethodConfig):
             prototypes=min(self.prototypes, scale.prototypes),
             hidden=min(self.hidden, scale.width),
             bottleneck=min(self.bottleneck, scale.width // 4),
+            teacher_momentum=scale.teacher_momentum or self.teacher_momentum,
             temperature_epochs=math.ceil(self.temperature_epochs * scale.epoch_factor),
             frozen_epochs=round(self.frozen_epochs * scale.epoch_factor),
         )

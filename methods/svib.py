@@ -59,6 +59,7 @@ class SVIBConfig(MethodConfig):
             means=min(self.means, scale.prototypes),
             hidden=min(self.hidden, scale.width),
             bottleneck=min(self.bottleneck, scale.width // 4),
+            teacher_momentum=scale.teacher_momentum or self.teacher_momentum,
         )
 
     def beta_at(self, fraction: float) -> float:

@@ -11,7 +11,12 @@ from typing import Any
 from harness.record import Record
 from results.resolve import Evaluation, Pretraining, Resolved
 
-SPLIT_SIZES = {"imagenet": 1_281_167, "cifar10": 50_000, "mnist5k": 4_000}  # train images
+SPLIT_SIZES = {  # train images
+    "imagenet": 1_281_167,
+    "cifar10": 50_000,
+    "cifar10@10000": 10_000,
+    "mnist5k": 4_000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
