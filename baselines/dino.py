@@ -22,6 +22,8 @@ from harness.scale import Scale
 class DINOConfig(MethodConfig):
     """Hyper-parameters of DINO (paper, section 3; defaults of the released code)."""
 
+    has_teacher = True
+
     prototypes: int = 65536  # K
     hidden: int = 2048
     bottleneck: int = 256

@@ -48,6 +48,10 @@ _PREFIXES = (
     "_feature_blocks.",
     "net.",
 )
+# What a family's images need that a protocol's default transform does not do.
+_NOTES = {
+    "swav": "SwAV was trained on images divided by (.228, .224, .225); set the transform's std so"
+}
 _RESNET_PROBE, _VIT_PROBE = "conv1.weight", "patch_embed.proj.weight"
 # What may stand beside a trunk. Any other name is a reason to refuse the file.
 _HEADS = {
@@ -95,9 +99,10 @@ class CheckpointInfo:
     def report(self) -> str:
         """One line for the user."""
         dropped = f" (dropped heads: {', '.join(self.unexpected)})" if self.unexpected else ""
+        note = f"; note: {_NOTES[self.family]}" if self.family in _NOTES else ""
         return (
             f"{self.path}: {self.arch}, family {self.family}; {self.matched} tensors matched, "
-            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected{dropped}"
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected{dropped}{note}"
         )
 
 
@@ -294,7 +299,7 @@ def _load_whole(path: Path, backbone: Backbone, trunk: State, beside: State) -> 
             f"{path} is not a whole {backbone.spec.name}: it {'; it '.join(problems[:3])}{more}; "
             "use another checkpoint or another --arch"
         )
-    backbone.trunk.load_state_dict(trunk, strict=False)
+    backbone.trunk.load_state_dict(wanted | trunk)
     return tuple(absent)
 
 

@@ -64,6 +64,7 @@ class MethodConfig:
     """Hyper-parameters of a method, with its paper's values as defaults; one subclass a file."""
 
     version: ClassVar[int] = 1  # bump when numbers may change
+    has_teacher: ClassVar[bool] = False  # whether an EMA teacher makes the targets
 
     def build(self, backbone: Backbone) -> Method:
         """The method around `backbone`, freshly initialised from torch's global generator."""

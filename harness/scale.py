@@ -28,6 +28,7 @@ class Scale:
     local_crops: int = 10  # at most
     backbones: dict[str, str] | None = None  # paper's backbone → this scale's
     convnet_optim: Optim | None = None
+    teacher_optim: Optim | None = None  # of convnets that learn from an EMA teacher
     vit_optim: Optim | None = None
     batch_size: int = 0
     epoch_factor: float = 1.0
@@ -50,8 +51,8 @@ _SMALL = {
     "vit_small_16": "vit_demo",
     "vit_tiny_16": "vit_demo",
 }
-# Below the papers' scale every method gets the same optimiser: LARS is made for batches of
-# thousands, and what is compared there is the harness, not the tuning.
+# Below the papers' scale methods share optimisers: LARS is made for batches of thousands, and
+# what is compared there is the harness, not the tuning.
 _SGD = Optim(name="sgd", lr=0.06, weight_decay=5e-4, warmup_epochs=10)
 _ADAMW = Optim(
     name="adamw",
@@ -61,9 +62,11 @@ _ADAMW = Optim(
     final_weight_decay=0.4,
     warmup_epochs=10,
 )
-# Runs of a few hundred steps: SGD and lower rates hardly move there, and a teacher of momentum
-# .996 would still be a quarter its initialisation (LOG.md has the trials).
+# Runs of a few hundred steps. What works there differs: SGD hardly moves Barlow Twins, Adam makes
+# SVIB's features collapse before the first re-initialisation, and a teacher of momentum .996 would
+# still be a quarter its initialisation (LOG.md has the trials).
 _BRIEF = Optim(name="adamw", lr=2e-3, weight_decay=0.04, warmup_epochs=1)
+_BRIEF_TEACHER = Optim(name="sgd", lr=0.2, weight_decay=1e-4, warmup_epochs=1)
 _BRIEF_MOMENTUM = 0.95
 
 SCALES = {
@@ -84,6 +87,7 @@ SCALES = {
                 "vit_tiny_16": "vit_tiny_4",
             },
             convnet_optim=_SGD,
+            teacher_optim=_SGD,
             vit_optim=_ADAMW,
             batch_size=512,
             width=2048,
@@ -98,6 +102,7 @@ SCALES = {
             local_crops=0,
             backbones=_SMALL,
             convnet_optim=_BRIEF,
+            teacher_optim=_BRIEF_TEACHER,
             vit_optim=_BRIEF,
             batch_size=128,
             epoch_factor=0.1,
@@ -115,6 +120,7 @@ SCALES = {
             local_crops=2,
             backbones=_SMALL,
             convnet_optim=replace(_BRIEF, warmup_epochs=0.5),
+            teacher_optim=replace(_BRIEF_TEACHER, warmup_epochs=0.5),
             vit_optim=replace(_BRIEF, warmup_epochs=0.5),
             batch_size=128,
             epoch_factor=0.01,
@@ -140,9 +146,8 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
     """`recipe` at another scale; the identity at `paper`."""
     if scale.is_paper:
         return recipe
-    assert scale.crop_sizes and scale.backbones and scale.convnet_optim and scale.vit_optim
+    assert scale.crop_sizes and scale.backbones
     name = scale.backbones.get(recipe.backbone.name, recipe.backbone.name)
-    is_vit = recipe.backbone.name.startswith("vit")
     global_views = tuple(v for v in recipe.views if v.size == 224)
     local_views = tuple(v for v in recipe.views if v.size != 224)[: scale.local_crops]
     return replace(
@@ -152,9 +157,20 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
         backbone=BackboneSpec(name=name),
         epochs=math.ceil(recipe.epochs * scale.epoch_factor),
         batch_size=scale.batch_size,
-        optim=scale.vit_optim if is_vit else scale.convnet_optim,
+        optim=_optim(recipe, scale),
         dataset=scale.dataset,
     )
+
+
+def _optim(recipe: Recipe, scale: Scale) -> Optim:
+    if recipe.backbone.name.startswith("vit"):
+        chosen = scale.vit_optim
+    elif recipe.method.has_teacher:
+        chosen = scale.teacher_optim
+    else:
+        chosen = scale.convnet_optim
+    assert chosen is not None, scale.name
+    return chosen
 
 
 def scale_protocol(protocol: EvalProtocol, scale: Scale) -> EvalProtocol:

@@ -34,6 +34,8 @@ Bottleneck = Literal["means", "means_and_targets", "student"]
 class SVIBConfig(MethodConfig):
     """Hyper-parameters of SVIB (paper, section 4.1) and the switches of its Table 4."""
 
+    has_teacher = True
+
     means: int = 65536  # K, components of the mixture
     hidden: int = 2048
     bottleneck: int = 256  # width of z
