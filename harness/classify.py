@@ -23,9 +23,8 @@ from harness.features import (
     embed,
     frozen,
     gather_numbers,
-    loader_workers,
 )
-from harness.loader import Batch, Plan, train_batches
+from harness.loader import Batch, Plan, loader_workers, train_batches
 from harness.progress import say, track
 from harness.recipe import fingerprint
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from harness import dist
 from harness.data import open_split
 from harness.errors import UserError
-from harness.loader import Plan, eval_batches
+from harness.loader import Plan, eval_batches, loader_workers
 from harness.progress import track
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from harness.views import CenterCrop
 
 BATCH_SIZE = 128  # images a forward
-MOST_WORKERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +34,6 @@ class Features:
     values: Tensor  # (n, d) fp32, on this process's device
     labels: Tensor  # (n,) int64, on the CPU
     indices: Tensor  # (n,) int64, on the CPU: positions in the split
-
-
-def loader_workers() -> int:
-    """Processes that decode for this one: its share of the cores, 0 if that is a single one."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    # torchrun shows all cores to each process of a machine, srun gives each its own.
-    share = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
-    return share if share > 1 else 0
 
 
 @contextmanager

@@ -7,6 +7,7 @@ epoch goes on from `Plan.start_step`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from harness.errors import UserError
 from harness.photometrics import normalize
 from harness.views import CenterCrop, View
 
+MOST_WORKERS = 16  # per process
 # Images that a worker decodes at a time: a batch is spread over the workers, and what they hold in
 # advance (two pieces each) stays small whatever the batch size.
 _PIECE = 32
@@ -52,6 +54,17 @@ class Plan:
     indices: np.ndarray | None = None  # subset of the data set; None: all of it
     device: str = "cpu"
     workers: int = 0  # processes that decode; sets in memory need none
+
+
+def loader_workers() -> int:
+    """Processes that decode for this one: its share of the cores, 0 if that is a single one."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    # torchrun shows all cores to each process of a machine, srun gives each its own.
+    share = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
+    return share if share > 1 else 0
 
 
 def steps_per_epoch(n: int, batch_size: int, plan: Plan) -> int:

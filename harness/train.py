@@ -7,8 +7,8 @@ killed at any moment and started again ends with the same weights, to the last b
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +24,10 @@ from harness import dist, draws
 from harness.backbone import build_backbone
 from harness.checkpoint import load_backbone, load_training, save_backbone, save_training
 from harness.data import ImageSet, open_split
+from harness.environment import peak_memory_bytes
 from harness.errors import UserError
-from harness.loader import Plan, train_batches
+from harness.files import write_atomically
+from harness.loader import Plan, loader_workers, train_batches
 from harness.method import Method
 from harness.optim import build_optimizer, clip_each_gradient, set_schedules
 from harness.recipe import Progress, Recipe, pretrain_key, resolved
@@ -108,7 +110,9 @@ def pretrain(
     if final.exists():
         load_backbone(final)
         return final
-    workdir.mkdir(parents=True, exist_ok=True)
+    if dist.is_main():
+        text = json.dumps({"seed": seed, "recipe": resolved(recipe)}, indent=1)
+        write_atomically(workdir / "recipe.json", text + "\n")
     run = _start(recipe, seed, workdir, precision)
     run.save_every = save_every
     _resume(run)
@@ -260,7 +264,13 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
 def _epoch(run: Run) -> Iterator[list[Tensor]]:
     """The views of the steps that are left of the current epoch, then the method's own work."""
     epoch, start = divmod(run.step, run.steps_per_epoch)
-    plan = Plan(rank=dist.rank(), world=dist.world(), start_step=start, device=dist.device().type)
+    plan = Plan(
+        rank=dist.rank(),
+        world=dist.world(),
+        start_step=start,
+        device=dist.device().type,
+        workers=loader_workers(),
+    )
     batch_size = run.recipe.batch_size // dist.world()
     memory_format = torch.contiguous_format if run.method.backbone.is_vit else torch.channels_last
     for batch in train_batches(
@@ -314,6 +324,7 @@ def _end_epoch(run: Run) -> None:
             drop_last=False,
             indices=draws.subset(run.seed, f"between epochs {epoch}", len(run.data), count),
             device=dist.device().type,
+            workers=loader_workers(),
         )
         batch_size = run.recipe.batch_size // dist.world()
         for batch in train_batches(
@@ -351,10 +362,6 @@ def _report(run: Run, log: TrainLog, pending: list[dict[str, Tensor]]) -> None:
 
 def _summary(run: Run) -> dict[str, Any]:
     """What `backbone.pt` tells about its training."""
-    if dist.device().type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "recipe": resolved(run.recipe),
         "name": run.recipe.name,
@@ -363,6 +370,6 @@ def _summary(run: Run) -> dict[str, Any]:
         "processes": dist.world(),
         "precision": run.precision,
         "device": str(dist.device().type),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory_bytes(),
         "data": run.data.describe(),
     }

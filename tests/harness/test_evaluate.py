@@ -8,8 +8,9 @@ import torch
 
 from harness.backbone import build_backbone
 from harness.checkpoint import save_backbone
+from harness.environment import environment
 from harness.errors import UserError
-from harness.evaluate import environment, evaluate
+from harness.evaluate import evaluate
 from harness.foreign import sha256_of_file
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, fingerprint, resolved
 from harness.record import Record

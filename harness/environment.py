@@ -1,0 +1,60 @@
+"""What numbers were measured with: commit, versions, hardware, memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import dist
+
+_PACKAGES = ("torch", "torchvision", "timm", "numpy")
+_ROOT = Path(__file__).parents[1]
+
+
+def peak_memory_bytes() -> int:
+    """Most memory of this process so far: allocated on its GPU, or resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured with: commit, versions, hardware, processes, job, command."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    cuda = torch.cuda.is_available()
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "versions": versions,
+        "hardware": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": dist.world(),
+        "host": platform.node(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the project's folder; None without git or outside of a repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
