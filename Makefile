@@ -18,6 +18,9 @@ lint: $(VENV)/installed-dev
 
 check: lint test
 
+bench: $(VENV)/installed-dev
+	$(VENV)/bin/python benchmarks/augmentation.py
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 

@@ -46,7 +46,14 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "command": shlex.join(sys.argv),
+        "log": _log(),
     }
+
+
+def _log() -> str | None:
+    """The file that this process's stderr goes to; None for a terminal or a pipe."""
+    path = Path("/proc/self/fd/2").resolve()
+    return str(path) if path.is_file() else None
 
 
 def _git(*arguments: str) -> str | None:

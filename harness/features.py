@@ -16,6 +16,7 @@ from torch import Tensor
 from harness import dist
 from harness.data import open_split
 from harness.errors import UserError
+from harness.files import written_atomically
 from harness.loader import Plan, eval_batches, loader_workers
 from harness.progress import track
 
@@ -157,10 +158,8 @@ def collect(
     shares = {"indices": features.indices, "labels": features.labels, **predictions}
     arrays = {name: gather_numbers(share)[order].numpy() for name, share in shares.items()}
     if dist.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
-        draft = workdir / "predictions.tmp.npz"
-        np.savez(draft, **arrays)  # type: ignore[arg-type]
-        draft.replace(workdir / "predictions.npz")
+        with written_atomically(workdir / "predictions.npz") as file:
+            np.savez(file, allow_pickle=False, **arrays)
     dist.barrier()
     return arrays
 

@@ -35,7 +35,7 @@ def _record_lines(record: Record) -> Sequence[str]:
         "commit": environment.pop("commit", "unknown"),
         "dirty": environment.pop("dirty", "unknown"),
         "command": environment.pop("command", "unknown"),
-        "log": environment.pop("log", "unknown"),
+        "log": environment.pop("log", None) or "none: stderr went to no file",
         "checkpoint": record.checkpoint,
         "data": record.data,
         "predictions": record.predictions,
