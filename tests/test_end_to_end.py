@@ -72,7 +72,7 @@ def test_a_table_killed_in_the_middle_ends_with_the_metrics_of_an_undisturbed_ru
         wait_for(killed, pattern, count, process)
         for pid in processes_of(killed):
             os.kill(pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     _, err = finish(killed)
     assert metrics(killed) == metrics(undisturbed)
 

@@ -173,10 +173,10 @@ def test_more_means_than_images_are_refused(tiny_images, tmp_path):
 
 
 def train_all(dataset: str, runs: str) -> dict:
-    """Final trunk of every recipe, trained on however many processes there are."""
+    """Final trunks of a few recipes, trained on however many processes there are."""
     trunks = {}
-    for name, recipe in RECIPES.items():
-        recipe = tiny(recipe, dataset)
+    for name in ("svib", "dino-vit", "barlow_twins"):
+        recipe = tiny(RECIPES[name], dataset)
         path = train.pretrain(
             replace(recipe, backbone=BackboneSpec(name=recipe.backbone.name)), 0, Path(runs) / name
         )
