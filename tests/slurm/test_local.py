@@ -82,12 +82,15 @@ def test_debug_runs_in_this_process_and_goes_on_after_a_failure(tmp_path, capfd)
 
 
 DISPATCHER = """
+import signal
 import sys
 from pathlib import Path
 from slurm.ledger import open_submission
 from slurm.local import run_local
 from slurm.progress import Progress
 from tests.slurm.fake_jobs import FakeTask
+# A shell starts what it puts into the background with interrupts ignored; tests may run there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 runs = Path(sys.argv[1])
 submission = open_submission(runs)
 submission.write_queue({"long": ""})
@@ -122,6 +125,6 @@ def test_no_worker_outlives_its_dispatcher(tmp_path, how):
     worker = int(pid_file.read_text())
     assert queued(tmp_path) == {"long": ""}
     dispatcher.send_signal(how)
-    dispatcher.wait()
+    dispatcher.wait(timeout=60)
     until(lambda: not runs_still(worker))
     assert queued(tmp_path) == {}
