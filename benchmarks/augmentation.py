@@ -51,7 +51,7 @@ def pillow_pipeline(view: View) -> transforms.Compose:
             transforms.RandomApply([_Blur(view.blur_sigma)], view.blur_p),
             transforms.RandomSolarize(128, view.solarize_p),
             transforms.ToTensor(),
-            transforms.Normalize(view.mean, view.std),
+            transforms.Normalize(view.pixels.mean, view.pixels.std),
         ]
     )
 

@@ -154,7 +154,7 @@ def _finish(
             images = cut_patches(images, view, drawn.patches[part]).flatten(0, 1)
         pictures = slice(part.start * per_image, part.stop * per_image)
         images = apply_colours(images, colours.part(pictures), view)
-        normalize(images, view.mean, view.std, out=out[pictures])
+        normalize(images, view.pixels, out=out[pictures])
     return out.unflatten(0, (n, per_image)) if view.patch_size else out
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.recipe import BackboneSpec
+from harness.recipe import BackboneSpec, Reading
+from harness.views import IMAGENET_PIXELS, Pixels
+
+POOLED = Reading()
 
 
 class Backbone(nn.Module):
@@ -21,6 +26,7 @@ class Backbone(nn.Module):
 
     dim: int
     is_vit = False
+    pixels: Pixels = IMAGENET_PIXELS  # the normalisation it was trained with
     trunk: Any  # the library's nn.Module, whose attributes no type describes
 
     def __init__(self, spec: BackboneSpec, image_size: int) -> None:
@@ -28,16 +34,17 @@ class Backbone(nn.Module):
         self.spec = spec
         self.image_size = image_size
 
-    def forward(self, images: Tensor, last_blocks: int = 1) -> Tensor:
+    def forward(self, images: Tensor, reading: Reading = POOLED) -> Tensor:
         """Features of a batch.
 
         Args:
             images: (n, 3, H, W), normalised.
-            last_blocks: ViTs: how many of the last blocks' CLS tokens to read, each through the
-                final norm, concatenated as DINO's linear protocol does. ResNets ignore it.
+            reading: Which features. ViTs concatenate CLS tokens as DINO's linear protocol does,
+                ResNets pool and flatten the map of a stage as VISSL's SVM protocol does; each
+                ignores what is meant for the other.
 
         Returns:
-            (n, dim), or (n, last_blocks * dim) for a ViT.
+            (n, dim), or for another reading (n, its width).
         """
         raise NotImplementedError
 
@@ -60,9 +67,25 @@ class ResNet(Backbone):
         trunk.fc = nn.Identity()
         self.trunk = trunk
 
-    def forward(self, images: Tensor, last_blocks: int = 1) -> Tensor:
-        """Pooled features of the last stage (n, dim); `last_blocks` means nothing here."""
-        return self.trunk(images)
+    def forward(self, images: Tensor, reading: Reading = POOLED) -> Tensor:
+        """Features (n, dim), or (n, channels x cells) of another stage or pooling."""
+        if (reading.stage, reading.pool) == (POOLED.stage, POOLED.pool):
+            return self.trunk(images)
+        stage = next(x for name, x in self.maps(images) if name == reading.stage)
+        if reading.pool is None:
+            return stage.mean(dim=(2, 3))
+        side, stride, padding = reading.pool
+        return F.avg_pool2d(stage, side, stride, padding).flatten(1)
+
+    def maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and map (n, channels, h, w) of each stage, from conv1 (after its ReLU) on."""
+        trunk = self.trunk
+        x = trunk.relu(trunk.bn1(trunk.conv1(images)))
+        yield "conv1", x
+        x = trunk.maxpool(x)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = getattr(trunk, name)(x)
+            yield name, x
 
 
 class ViT(Backbone):
@@ -75,14 +98,14 @@ class ViT(Backbone):
         self.dim = int(trunk.num_features)
         self.trunk = trunk
 
-    def forward(self, images: Tensor, last_blocks: int = 1) -> Tensor:
+    def forward(self, images: Tensor, reading: Reading = POOLED) -> Tensor:
         """CLS tokens (n, last_blocks * dim) for images of any size the patches divide."""
         trunk = self.trunk
         x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         read = []
         for position, block in enumerate(trunk.blocks):
             x = block(x)
-            if position >= len(trunk.blocks) - last_blocks:
+            if position >= len(trunk.blocks) - reading.last_blocks:
                 read.append(trunk.norm(x)[:, 0])
         return torch.cat(read, dim=1)
 

@@ -16,6 +16,7 @@ from harness.backbone import Backbone, build_backbone
 from harness.errors import UserError
 from harness.files import write_atomically
 from harness.recipe import BackboneSpec
+from harness.views import Pixels
 
 FORMAT = "ssl-reproduce backbone 1"
 # What torch's restricted unpickler raises on damaged bytes: it follows them wherever they lead.
@@ -90,6 +91,7 @@ def save_backbone(backbone: Backbone, path: Path, **info: Any) -> None:
         "format": FORMAT,
         "spec": dataclasses.asdict(backbone.spec),
         "image_size": backbone.image_size,
+        "pixels": dataclasses.asdict(backbone.pixels),
         "info": info,
         "state": {
             name: value.contiguous().cpu() for name, value in backbone.trunk.state_dict().items()
@@ -112,4 +114,5 @@ def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
         raise UserError(f"{path} is not a backbone.pt of this harness")
     backbone = build_backbone(BackboneSpec(**saved["spec"]), saved["image_size"])
     backbone.trunk.load_state_dict(saved["state"])
+    backbone.pixels = Pixels(**{name: tuple(value) for name, value in saved["pixels"].items()})
     return backbone.eval(), saved["info"]

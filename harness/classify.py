@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +26,7 @@ from harness.features import (
 )
 from harness.loader import Batch, Plan, loader_workers, train_batches
 from harness.progress import say, track
-from harness.recipe import fingerprint
+from harness.recipe import Reading, fingerprint
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
@@ -171,7 +171,11 @@ def fit(backbone: Backbone, training: TrainingSet, settings: HeadTraining, workd
     width = backbone.dim * (settings.last_blocks if backbone.is_vit else 1)
     heads = initial_heads(settings, len(training.data.classes), width)
     held = len(training.data) - len(training.indices)
-    identity = fingerprint(settings, training.data.checksum, held, digest(backbone))
+    # A trunk's own normalisation takes the place of the view's.
+    training = replace(training, view=replace(training.view, pixels=backbone.pixels))
+    identity = fingerprint(
+        settings, backbone.pixels, training.data.checksum, held, digest(backbone)
+    )
     done = _restore(heads, workdir, identity)
     saved = time.monotonic()
     progress = track(
@@ -181,6 +185,7 @@ def fit(backbone: Backbone, training: TrainingSet, settings: HeadTraining, workd
         done=done,
     )
     batches: Iterator[Batch] = iter(())
+    reading = Reading(last_blocks=settings.last_blocks)
     with frozen(backbone):
         for step in progress:
             epoch, within = divmod(step, steps)
@@ -188,7 +193,7 @@ def fit(backbone: Backbone, training: TrainingSet, settings: HeadTraining, workd
                 batches = _epoch_batches(training, settings, epoch, within)
             batch = next(batches)
             rows = min(BATCH_SIZE, len(batch.labels))
-            features = embed(backbone, batch.views[0], last_blocks=settings.last_blocks, rows=rows)
+            features = embed(backbone, batch.views[0], reading, rows=rows)
             slope = gradients(heads, features, batch.labels.to(features.device))
             sgd_step(heads, slope, settings, settings.lr_factor(epoch))
             if within == steps - 1:

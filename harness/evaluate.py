@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from harness import dist
-from harness.data import open_split
 from harness.environment import environment, peak_memory_bytes
 from harness.foreign import CheckpointInfo, load_checkpoint
 from harness.recipe import Recipe, fingerprint, resolved
@@ -72,21 +71,27 @@ def measure(
     recipe, protocol, seed = identity
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    metrics = protocol.run(backbone, workdir)
+    found = protocol.run(backbone, workdir)
     record = Record(
         key=fingerprint(*identity),
         slot=fingerprint(*identity, versions=False),
         recipe=resolved(recipe) if isinstance(recipe, Recipe) else info.training.get("recipe"),
         protocol=resolved(protocol),
         seed=seed,
-        metrics=metrics,
+        metrics={name: estimate.value for name, estimate in found.items()},
+        intervals={
+            name: [estimate.low, estimate.high]
+            for name, estimate in found.items()
+            if estimate.low is not None and estimate.high is not None
+        },
         checkpoint={
             "path": info.path,
             "sha256": info.sha256,
             "family": info.family,
             "arch": info.arch,
+            "pixels": resolved(backbone.pixels),
         },
-        data={split: open_split(protocol.dataset, split).describe() for split in ("train", "val")},
+        data=protocol.data(),
         predictions=str(workdir / "predictions.npz"),
         seconds=time.monotonic() - started,
         pretrain_seconds=info.training.get("seconds", 0.0),

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, spread over processes."""
+"""Features of a frozen backbone, spread over processes and kept on disk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,19 @@ import torch
 from torch import Tensor
 
 from harness import dist
+from harness.backbone import POOLED
 from harness.data import open_split
 from harness.errors import UserError
+from harness.featurecache import PIECE, FeatureCache
 from harness.files import written_atomically
 from harness.loader import Plan, eval_batches, loader_workers
 from harness.progress import track
+from harness.recipe import fingerprint
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
     from harness.data import ImageSet
+    from harness.recipe import Reading
     from harness.views import CenterCrop
 
 BATCH_SIZE = 128  # images a forward
@@ -50,7 +55,7 @@ def frozen(backbone: Backbone) -> Iterator[Backbone]:
 
 
 def embed(
-    backbone: Backbone, images: Tensor, *, last_blocks: int = 1, rows: int = BATCH_SIZE
+    backbone: Backbone, images: Tensor, reading: Reading = POOLED, *, rows: int = BATCH_SIZE
 ) -> Tensor:
     """Features (n, d) fp32 of images (n, 3, H, W), on this process's device.
 
@@ -64,7 +69,7 @@ def embed(
         if len(part) < rows:
             filled = part[torch.arange(rows, device=part.device) % len(part)]
             filled = filled.contiguous(memory_format=torch.channels_last)
-        parts.append(backbone(filled, last_blocks=last_blocks)[: len(part)].float())
+        parts.append(backbone(filled, reading)[: len(part)].float())
     return torch.cat(parts)
 
 
@@ -72,40 +77,75 @@ def extract(
     backbone: Backbone,
     data: ImageSet,
     transform: CenterCrop,
+    reading: Reading = POOLED,
     *,
-    last_blocks: int = 1,
     indices: np.ndarray | None = None,
 ) -> Features:
     """This process's share of a split's features, each image once over all processes.
 
+    They are kept on disk (see `featurecache`): asked for again, by another protocol or after a
+    kill, only what is missing is computed. Takes 4 bytes x images x width of memory, shared
+    among the processes.
+
     Args:
         backbone: Frozen here; its mode is restored.
         data: The split.
-        transform: Of each image.
-        last_blocks: See `Backbone.forward`.
+        transform: Of each image; the normalisation is the backbone's.
+        reading: Which features.
         indices: Only these images of the split; default all.
     """
-    plan = Plan(
-        rank=dist.rank(),
-        world=dist.world(),
-        indices=indices,
-        device=str(dist.device()),
-        workers=loader_workers(),
+    positions = np.arange(len(data)) if indices is None else np.asarray(indices, dtype=np.int64)
+    images = (data.checksum, hashlib.sha256(positions.tobytes()).hexdigest())
+    kernels = (BATCH_SIZE, dist.device().type, torch.__version__)
+    cache = FeatureCache(
+        fingerprint(digest(backbone), backbone.pixels, transform, reading, *images, *kernels)
     )
-    total = -(-(len(data) if indices is None else len(indices)) // (BATCH_SIZE * dist.world()))
-    batches = eval_batches(data, transform, batch_size=BATCH_SIZE, plan=plan)
-    values, labels, places = [], [], []
+    share = slice(dist.rank(), None, dist.world())
+    pieces = [positions[start : start + PIECE] for start in range(0, len(positions), PIECE)]
+    rows = [cache.load(number, share) for number in range(len(pieces))]
+    missing = [number for number, kept in enumerate(rows) if kept is None]
+    counts = [-(-len(pieces[number][share]) // BATCH_SIZE) for number in missing]
     with frozen(backbone):
-        for batch in track(batches, label=f"features of {data.name} {data.split}", total=total):
-            values.append(embed(backbone, batch.views[0], last_blocks=last_blocks))
-            labels.append(batch.labels.cpu())
-            places.append(batch.indices.cpu())
-        if not values:
-            width = backbone.dim * (last_blocks if backbone.is_vit else 1)
-            values.append(torch.empty((0, width), device=dist.device()))
-            labels.append(torch.empty(0, dtype=torch.int64))
-            places.append(torch.empty(0, dtype=torch.int64))
-    return Features(values=torch.cat(values), labels=torch.cat(labels), indices=torch.cat(places))
+        computed = track(
+            _embedded(backbone, data, transform, reading, [pieces[number] for number in missing]),
+            label=f"features of {data.name} {data.split}",
+            total=sum(counts),
+        )
+        for number, count in zip(missing, counts, strict=True):
+            parts = list(islice(computed, count))
+            if not parts:  # fewer images than processes: only the width is needed
+                parts = [embed(backbone, torch.zeros(1, 3, *[transform.size] * 2), reading)[:0]]
+            rows[number] = torch.cat(parts).cpu().numpy()
+            cache.save(number, rows[number])
+    cache.touch()
+    mine = np.concatenate([piece[share] for piece in pieces])
+    return Features(
+        values=torch.cat([torch.from_numpy(part).to(dist.device()) for part in rows]),
+        labels=torch.from_numpy(data.labels[mine]),
+        indices=torch.from_numpy(mine),
+    )
+
+
+def _embedded(
+    backbone: Backbone,
+    data: ImageSet,
+    transform: CenterCrop,
+    reading: Reading,
+    pieces: list[np.ndarray],
+) -> Iterator[Tensor]:
+    """Features of this process's share of each piece, batch by batch."""
+    for positions in pieces:
+        plan = Plan(
+            rank=dist.rank(),
+            world=dist.world(),
+            indices=positions,
+            device=str(dist.device()),
+            workers=loader_workers(),
+        )
+        for batch in eval_batches(
+            data, transform, backbone.pixels, batch_size=BATCH_SIZE, plan=plan
+        ):
+            yield embed(backbone, batch.views[0], reading)
 
 
 def gathered(features: Features) -> Features:

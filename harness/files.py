@@ -1,13 +1,25 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and arrays that know when they are damaged."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
+
+_DIGEST_BYTES = 32
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/ssl-reproduce, by default ~/.cache/ssl-reproduce."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ssl-reproduce"
 
 
 @contextmanager
@@ -33,3 +45,31 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a whole file in one step (see `written_atomically`)."""
     with written_atomically(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an ordinary .npy in one step, with the SHA-256 of its bytes appended."""
+    with written_atomically(path) as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        content = np.memmap(file.name, dtype=np.uint8, mode="r")
+        file.write(hashlib.sha256(content.data).digest())
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """An array that `save_array` wrote, memory-mapped; None if there is none or it is damaged.
+
+    Concurrent jobs read a whole file or write the same one.
+    """
+    try:
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        digest = hashlib.sha256(content[:-_DIGEST_BYTES].data).digest()
+        if digest == content[-_DIGEST_BYTES:].tobytes():
+            # Copy-on-write, since torch wants arrays that may be written to.
+            return np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        pass  # too short to hold a digest, or unreadable
+    print(f"warning: {path} is damaged and will be made again", file=sys.stderr)
+    return None

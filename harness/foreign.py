@@ -164,7 +164,7 @@ def load_checkpoint(
 def _load_ours(path: Path) -> tuple[Backbone, dict[str, Any]]:
     try:
         return load_backbone(path)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} comes from a version of this harness with other backbones; pretrain again"
         ) from error

@@ -24,7 +24,7 @@ from harness.data import ImageSet
 from harness.draws import permutation
 from harness.errors import UserError
 from harness.photometrics import normalize
-from harness.views import CenterCrop, View
+from harness.views import CenterCrop, Pixels, View
 
 MOST_WORKERS = 16  # per process
 # Images that a worker decodes at a time: a batch is spread over the workers, and what they hold in
@@ -133,13 +133,14 @@ def train_batches(
 
 
 def eval_batches(
-    data: ImageSet, transform: CenterCrop, *, batch_size: int, plan: Plan
+    data: ImageSet, transform: CenterCrop, pixels: Pixels, *, batch_size: int, plan: Plan
 ) -> Iterator[Batch]:
     """Every image once over all ranks, in order; rank r of W gets every W-th from the r-th on.
 
     Args:
         data: A split.
-        transform: Resize, centre crop, normalisation.
+        transform: Resize and centre crop.
+        pixels: Their normalisation.
         batch_size: Images per rank; the last batch may be smaller.
         plan: Rank, world, first step, subset, device and workers.
 
@@ -153,7 +154,7 @@ def eval_batches(
     starts = range(plan.start_step * batch_size, len(mine), batch_size)
     steps = [mine[start : start + batch_size] for start in starts]
     make = partial(_centres, data, transform)
-    finish = partial(_normalize, plan.device, transform)
+    finish = partial(_normalize, plan.device, pixels)
     if data.images is not None:
         yield from _deliver(data, steps, _Chain(make, finish))
     else:
@@ -196,11 +197,8 @@ def _centres(data: ImageSet, transform: CenterCrop, indices: np.ndarray) -> list
     return [torch.stack([center_crop(data.load(index), transform) for index in indices.tolist()])]
 
 
-def _normalize(
-    device: str, transform: CenterCrop, crops: list[Tensor], _: np.ndarray
-) -> list[Tensor]:
-    pixels = crops[0].to(device, non_blocking=True).float().div_(255)
-    return [normalize(pixels, transform.mean, transform.std)]
+def _normalize(device: str, pixels: Pixels, crops: list[Tensor], _: np.ndarray) -> list[Tensor]:
+    return [normalize(crops[0].to(device, non_blocking=True).float().div_(255), pixels)]
 
 
 def _unchanged(views: list[Tensor], _: np.ndarray) -> list[Tensor]:

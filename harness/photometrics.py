@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.views import Pixels
+
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision rounds it
 
 
@@ -148,13 +150,9 @@ def autocontrast(images: Tensor) -> Tensor:
     return ((images - low) / (high - low).masked_fill(flat, 1)).clamp_(0, 1)
 
 
-def normalize(
-    images: Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    out: Tensor | None = None,
-) -> Tensor:
+def normalize(images: Tensor, pixels: Pixels, out: Tensor | None = None) -> Tensor:
     """`(image - mean) / std` per channel, for (…, 3, H, W); into `out` if given."""
+    mean, std = pixels.mean, pixels.std
     scale = torch.tensor([1 / s for s in std], device=images.device)
     offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
     return torch.addcmul(offset.view(3, 1, 1), images, scale.view(3, 1, 1), out=out)

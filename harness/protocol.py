@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
+    from harness.data import Split
     from harness.scale import Scale
 
 
@@ -19,6 +20,14 @@ class Metric:
     name: str
     unit: str = "%"
     higher_is_better: bool = True
+
+
+class Estimate(NamedTuple):
+    """A measured number, and what its 95 % bootstrap interval over the evaluated images is."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +43,20 @@ class EvalProtocol:
         """What these settings measure, the metric to report first first."""
         raise NotImplementedError
 
-    def run(self, backbone: Backbone, workdir: Path) -> dict[str, float]:
-        """Evaluate a frozen backbone; returns each metric (percent) by name.
+    def run(self, backbone: Backbone, workdir: Path) -> dict[str, Estimate]:
+        """Evaluate a backbone, which stays as it is; returns each metric (percent) by name.
 
         Writes per-image predictions to `workdir/predictions.npz`; whatever else it leaves in
         `workdir` lets a killed evaluation go on where it stopped.
         """
         raise NotImplementedError
+
+    def data(self) -> dict[str, dict[str, Any]]:
+        """What the record says of the images: checksum, number and classes of each split."""
+        from harness.data import open_split
+
+        splits: tuple[Split, ...] = ("train", "val")
+        return {split: open_split(self.dataset, split).describe() for split in splits}
 
     def scaled(self, scale: Scale) -> Self:
         """The same protocol on the data set and image size of another scale."""

@@ -45,6 +45,16 @@ class BackboneSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which features of a frozen trunk an evaluation reads; the default is what `dim` counts."""
+
+    last_blocks: int = 1  # ViTs: CLS tokens of how many last blocks, each through the final norm
+    stage: Literal["conv1", "layer1", "layer2", "layer3", "layer4"] = "layer4"  # of a ResNet
+    pool: tuple[int, int, int] | None = None  # ResNets: side, stride and padding of an average
+    # pooling of the stage's map, flattened; None: over the whole map
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optim:
     """Optimiser and schedules: linear warm-up, then cosine, stepped every iteration."""
 

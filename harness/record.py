@@ -21,6 +21,7 @@ class Record:
     protocol: dict[str, Any]  # resolved
     seed: int
     metrics: dict[str, float]  # percent
+    intervals: dict[str, list[float]] = field(default_factory=dict)  # 95 %, bootstrap
     checkpoint: dict[str, Any]  # path, sha256, family
     data: dict[str, Any] = field(default_factory=dict)  # split → checksum, images, classes
     predictions: str | None = None  # file of per-image predictions

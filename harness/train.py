@@ -139,6 +139,7 @@ def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Ru
         )
     torch.manual_seed(draws.torch_seed(seed, 0))
     backbone = build_backbone(recipe.backbone, max(view.size for view in recipe.views))
+    backbone.pixels = recipe.views[0].pixels
     method = recipe.method.build(backbone)
     dist.sync_batchnorm(method)
     memory_format = torch.preserve_format if backbone.is_vit else torch.channels_last

@@ -10,11 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Triple = tuple[float, float, float]
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-SWAV_STD: Triple = (0.228, 0.224, 0.225)  # SwAV's code carries .228; its checkpoints expect it
-
 Interpolation = Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How pixels in [0, 1] are normalised for a trunk: (x - mean) / std, channel by channel."""
+
+    mean: Triple = (0.485, 0.456, 0.406)  # of ImageNet's R, G, B
+    std: Triple = (0.229, 0.224, 0.225)
+
+
+IMAGENET_PIXELS = Pixels()
+SWAV_PIXELS = Pixels(std=(0.228, 0.224, 0.225))  # .228 in SwAV's code: its checkpoints expect it
+RAW_PIXELS = Pixels(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # SimCLR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +45,19 @@ class View:
     solarize_threshold: float = 128 / 255
     patch_grid: int = 1  # cells per side that the crop is cut into
     patch_size: int | None = None  # side of the patch out of each cell, pixels; None: no patches
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    pixels: Pixels = IMAGENET_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
 class CenterCrop:
-    """The deterministic transform of an evaluation: resize the shorter side, crop the centre."""
+    """The deterministic transform of an evaluation: resize the shorter side, crop the centre.
+
+    How pixels are normalised belongs to the trunk (`Backbone.pixels`), not to the protocol.
+    """
 
     resize: int = 256  # shorter side, pixels
     size: int = 224  # side of the square crop, pixels
     interpolation: Interpolation = "bicubic"
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
 
 
 # BYOL, Barlow Twins, CorInfoMax and VICReg's code. VICReg's paper symmetrises it instead.
@@ -83,10 +92,10 @@ MOCO_V2 = (
 ) * 2
 
 _STRONG = (0.8, 0.8, 0.8, 0.2)
-# SimCLR feeds raw [0, 1] pixels; v1 adds to the brightness, v2 multiplies.
-_RAW = View(size=224, jitter=_STRONG, blur_p=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-SIMCLR_V2 = (_RAW,) * 2
-SIMCLR_V1 = (replace(_RAW, brightness="additive"),) * 2
+# v1 adds to the brightness, v2 multiplies.
+_SIMCLR = View(size=224, jitter=_STRONG, blur_p=0.5, pixels=RAW_PIXELS)
+SIMCLR_V2 = (_SIMCLR,) * 2
+SIMCLR_V1 = (replace(_SIMCLR, brightness="additive"),) * 2
 
 _SWAV = View(
     size=224,
@@ -94,7 +103,7 @@ _SWAV = View(
     interpolation="bilinear",
     jitter=_STRONG,
     blur_p=0.5,
-    std=SWAV_STD,
+    pixels=SWAV_PIXELS,
 )
 SWAV_TWO_CROPS = (_SWAV,) * 2
 SWAV = (replace(_SWAV, scale=(0.14, 1.0)),) * 2 + (replace(_SWAV, size=96, scale=(0.05, 0.14)),) * 6

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from harness.protocol import EvalProtocol, Metric
+from harness.protocol import Estimate, EvalProtocol, Metric
 from harness.views import CenterCrop
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class KNN(EvalProtocol):
         """Top-1 accuracy for each k."""
         return tuple(Metric(name=f"knn_{k}") for k in self.k)
 
-    def run(self, backbone: Backbone, workdir: Path) -> dict[str, float]:
+    def run(self, backbone: Backbone, workdir: Path) -> dict[str, Estimate]:
         """Top-1 accuracy in percent by name, `knn_<k>`; each val image counts once.
 
         Every process holds the whole bank (4 bytes x train images x dim) and searches for its
@@ -40,6 +40,7 @@ class KNN(EvalProtocol):
         """
         from torch.nn.functional import normalize
 
+        from harness.bootstrap import accuracy
         from harness.features import collect, extract, gathered, open_pair
         from harness.neighbours import knn_predict
 
@@ -56,8 +57,7 @@ class KNN(EvalProtocol):
         )
         found = collect(queries, {f"knn_{k}": predicted[k] for k in self.k}, workdir)
         return {
-            metric.name: 100 * float((found[metric.name] == found["labels"]).mean())
-            for metric in self.metrics
+            metric.name: accuracy(found[metric.name] == found["labels"]) for metric in self.metrics
         }
 
     def scaled(self, scale: Scale) -> Self:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from harness.errors import UserError
-from harness.protocol import EvalProtocol, HeadTraining, Metric
+from harness.protocol import Estimate, EvalProtocol, HeadTraining, Metric
+from harness.recipe import Reading
 from harness.views import CenterCrop, View
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Linear(HeadTraining, EvalProtocol):
         """Top-1 and top-5 accuracy of the last epoch."""
         return (Metric(name="linear_top1"), Metric(name="linear_top5"))
 
-    def run(self, backbone: Backbone, workdir: Path) -> dict[str, float]:
+    def run(self, backbone: Backbone, workdir: Path) -> dict[str, Estimate]:
         """`linear_top1` and `linear_top5` in percent; each val image counts once.
 
         With fewer than five classes `linear_top5` counts them all. An interrupted run goes on
@@ -48,6 +49,7 @@ class Linear(HeadTraining, EvalProtocol):
         Raises:
             UserError: Settings that don't fit the data set; every head diverged.
         """
+        from harness.bootstrap import accuracy
         from harness.classify import TrainingSet, choose, fit, hold_out, top_classes
         from harness.features import collect, extract, open_pair
 
@@ -57,19 +59,18 @@ class Linear(HeadTraining, EvalProtocol):
         kept, held = hold_out(train.labels, self.holdout if len(self.lr) > 1 else 0.0, self.seed)
         training = TrainingSet(data=train, indices=kept, view=self.train_view)
         heads = fit(backbone, training, self, workdir)
+        reading = Reading(last_blocks=self.last_blocks)
         held_out = None
         if len(self.lr) > 1:
-            held_out = extract(
-                backbone, train, self.transform, last_blocks=self.last_blocks, indices=held
-            )
+            held_out = extract(backbone, train, self.transform, reading, indices=held)
         head = choose(heads, held_out, self.lr)
-        features = extract(backbone, val, self.transform, last_blocks=self.last_blocks)
+        features = extract(backbone, val, self.transform, reading)
         top = top_classes(heads, head, features.values, 5)
         found = collect(features, {"top5": top}, workdir)
         hits = found["top5"] == found["labels"][:, None]
         return {
-            "linear_top1": 100 * float(hits[:, 0].mean()),
-            "linear_top5": 100 * float(hits.any(axis=1).mean()),
+            "linear_top1": accuracy(hits[:, 0]),
+            "linear_top5": accuracy(hits.any(axis=1)),
         }
 
     def scaled(self, scale: Scale) -> Self:

@@ -115,8 +115,9 @@ def test_solarize_posterize_sharpen_and_autocontrast_are_torchvisions():
 
 
 def test_normalize_is_torchvisions():
-    theirs = tv2.normalize(FLOATS, list(views.IMAGENET_MEAN), list(views.SWAV_STD))
-    ours = photometrics.normalize(FLOATS, views.IMAGENET_MEAN, views.SWAV_STD)
+    swav = views.SWAV_PIXELS
+    theirs = tv2.normalize(FLOATS, list(swav.mean), list(swav.std))
+    ours = photometrics.normalize(FLOATS, swav)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -318,7 +319,7 @@ def reference(view: View) -> tv1.Compose:
             tv1.RandomApply([blur], p=view.blur_p),
             tv1.RandomSolarize(128, p=view.solarize_p),
             tv1.ToTensor(),
-            tv1.Normalize(view.mean, view.std),
+            tv1.Normalize(view.pixels.mean, view.pixels.std),
         ]
     )
 

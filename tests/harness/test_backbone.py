@@ -4,7 +4,7 @@ import torch
 from harness.backbone import BACKBONES, build_backbone
 from harness.errors import UserError
 from harness.multicrop import forward_by_size
-from harness.recipe import BackboneSpec
+from harness.recipe import BackboneSpec, Reading
 
 WIDTHS = {
     "resnet50": 2048,
@@ -54,7 +54,7 @@ def test_a_vit_takes_crops_of_another_size():
 def test_the_last_cls_tokens_come_in_order_each_through_the_final_norm():
     backbone = build_backbone(BackboneSpec(name="vit_demo"), 32).eval()
     images = torch.randn(2, 3, 32, 32)
-    features = backbone(images, last_blocks=4)
+    features = backbone(images, Reading(last_blocks=4))
     assert features.shape == (2, 4 * 96)
     assert torch.equal(features[:, -96:], backbone(images))
     normalised = features.view(2, 4, 96)

@@ -1,6 +1,5 @@
 """Batches: who gets which image, resuming, workers, and the same views for everyone."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from harness.data import ImageSet, open_split
 from harness.draws import permutation
 from harness.errors import UserError
 from harness.loader import Batch, Plan, eval_batches, steps_per_epoch, train_batches
-from harness.views import CenterCrop, View
+from harness.views import IMAGENET_PIXELS, CenterCrop, View
 
 RECIPE = (
     View(size=24, blur_p=0.5, solarize_p=0.2),
@@ -161,7 +160,7 @@ def test_evaluation_counts_every_image_once_in_order(kind, world, folder):
     data = in_memory() if kind == "memory" else open_split(str(folder), "val")
     for rank in range(world):
         plan = Plan(rank=rank, world=world)
-        batches = list(eval_batches(data, CENTRE, batch_size=7, plan=plan))
+        batches = list(eval_batches(data, CENTRE, IMAGENET_PIXELS, batch_size=7, plan=plan))
         indices = torch.cat([batch.indices for batch in batches])
         assert indices.tolist() == list(range(rank, 50, world))
         assert all(len(batch.views) == 1 for batch in batches)
@@ -170,15 +169,24 @@ def test_evaluation_counts_every_image_once_in_order(kind, world, folder):
 
 def test_evaluation_pixels_are_normalised_centre_crops_whatever_the_batch_size(folder):
     data = open_split(str(folder), "val")
-    whole = torch.cat([b.views[0] for b in eval_batches(data, CENTRE, batch_size=50, plan=Plan())])
+    whole = torch.cat(
+        [
+            b.views[0]
+            for b in eval_batches(data, CENTRE, IMAGENET_PIXELS, batch_size=50, plan=Plan())
+        ]
+    )
     small = torch.cat(
-        [b.views[0] for b in eval_batches(data, CENTRE, batch_size=3, plan=Plan(workers=1))]
+        [
+            b.views[0]
+            for b in eval_batches(data, CENTRE, IMAGENET_PIXELS, batch_size=3, plan=Plan(workers=1))
+        ]
     )
     assert torch.equal(whole, small)
-    raw = replace(CENTRE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    pixels = torch.cat([b.views[0] for b in eval_batches(data, raw, batch_size=50, plan=Plan())])
+    raw = eval_batches(data, CENTRE, views.RAW_PIXELS, batch_size=50, plan=Plan())
+    pixels = torch.cat([b.views[0] for b in raw])
     assert pixels.min() >= 0 and pixels.max() <= 1
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (views.IMAGENET_MEAN, views.IMAGENET_STD))
+    mean = torch.tensor(IMAGENET_PIXELS.mean).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_PIXELS.std).view(3, 1, 1)
     torch.testing.assert_close(whole, (pixels - mean) / std, rtol=1e-5, atol=1e-5)
 
 

@@ -3,7 +3,7 @@ import pytest
 from baselines import dino, vicreg
 from harness.errors import UserError
 from harness.scale import SCALES, find_scale, scale_recipe
-from harness.views import IMAGENET_MEAN
+from harness.views import IMAGENET_PIXELS
 from methods import imsvd, svib
 
 
@@ -20,7 +20,7 @@ def test_the_demo_shrinks_data_network_head_and_epochs_but_not_the_method():
     assert small.method.terms == imsvd.RESNET50.method.terms
     assert [view.size for view in small.views] == [32, 32]
     assert all(view.blur_p == 0 for view in small.views)
-    assert small.views[0].mean == IMAGENET_MEAN
+    assert small.views[0].pixels == IMAGENET_PIXELS
 
 
 def test_vits_stay_vits_with_their_own_optimiser():

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.backbone import Backbone
+from harness.backbone import POOLED, Backbone
 from harness.data import ImageSet
-from harness.recipe import BackboneSpec
+from harness.protocol import Estimate
+from harness.recipe import BackboneSpec, Reading
 from harness.views import CenterCrop, View
 from protocols.knn import KNN
 from protocols.linear import Linear
@@ -46,7 +47,7 @@ class PixelBackbone(Backbone):
         with torch.no_grad():
             self.trunk.weight.copy_(torch.randn((dim, 48), generator=generator) / 48**0.5)
 
-    def forward(self, images: Tensor, last_blocks: int = 1) -> Tensor:
+    def forward(self, images: Tensor, reading: Reading = POOLED) -> Tensor:
         return self.trunk(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1))
 
 
@@ -82,12 +83,12 @@ def toy_data(*, noise: int = 20, images: int = 330, shuffled: float = 0.0) -> It
 
     with (
         patch("harness.features.open_split", open_split),
-        patch("harness.evaluate.open_split", open_split),
+        patch("harness.data.open_split", open_split),
     ):
         yield
 
 
-def run_both(folder: Path) -> dict[str, float]:
+def run_both(folder: Path) -> dict[str, Estimate]:
     """Both protocols on images and labels so noisy that accuracies lie between chance and 100."""
     with toy_data(noise=190, images=331, shuffled=0.5):
         return KNN_TOY.run(PixelBackbone(), folder / "knn") | replace(LINEAR_TOY, epochs=3).run(

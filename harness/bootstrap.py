@@ -1,0 +1,48 @@
+"""Bootstrap intervals: how far a number would move with other images of the same kind.
+
+They say nothing of other seeds. Efron and Tibshirani 1993, percentile method, 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from harness.protocol import Estimate
+
+COVERAGE = 0.95
+_TAILS = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
+
+
+def accuracy(hits: np.ndarray) -> Estimate:
+    """Share of true values in percent, with its interval.
+
+    The number of hits among n images drawn with replacement is binomial, so the quantiles are
+    known exactly and nothing needs to be drawn.
+
+    Args:
+        hits: bool (n,), one per image.
+    """
+    from scipy.stats import binom
+
+    n, share = len(hits), float(np.mean(hits))
+    low, high = (100 * float(binom.ppf(q, n, share)) / n for q in _TAILS)
+    return Estimate(100 * share, low, high)
+
+
+def interval(
+    value: float, statistic: Callable[[np.ndarray], float], images: int, *, draws: int = 1000
+) -> Estimate:
+    """`value` with the interval of a statistic over images drawn with replacement.
+
+    Args:
+        value: The statistic of all images.
+        statistic: Of positions (images,), with repetitions.
+        images: How many there are.
+        draws: Of samples; always the same ones.
+    """
+    generator = np.random.default_rng(0)
+    found = [statistic(generator.integers(0, images, images)) for _ in range(draws)]
+    low, high = np.nanquantile(found, _TAILS)
+    return Estimate(value, float(low), float(high))
