@@ -3,31 +3,67 @@
 from __future__ import annotations
 
 import sys
+from typing import TypeVar
 
 import tyro
 
 from harness.errors import UserError
 from slurm.arguments import Arguments
 
+T = TypeVar("T")
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 1 if a job failed, 2 for a wrong request."""
-    args = tyro.cli(
-        Arguments,
-        args=argv,
-        description=Arguments.__doc__,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    from slurm.command import run  # after the parsing: --help answers at once
-
+    argv = sys.argv[1:] if argv is None else argv
+    action = {"explain": _explain, "clean": _clean}.get(argv[0] if argv else "")
     try:
-        return run(args)
+        return action(argv[1:]) if action else _tables(argv)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _parsed(kind: type[T], argv: list[str], name: str = "") -> T:
+    return tyro.cli(
+        kind,
+        args=argv,
+        prog=f"reproduce.py {name}".rstrip(),
+        description=kind.__doc__,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+# Imports come after the parsing: --help answers at once.
+
+
+def _tables(argv: list[str]) -> int:
+    args = _parsed(Arguments, argv)
+    from slurm.command import run
+
+    return run(args)
+
+
+def _explain(argv: list[str]) -> int:
+    from results import explain
+
+    args = _parsed(explain.Arguments, argv, "explain")
+    print(explain.explain(args.first, args.second))
+    return 0
+
+
+def _clean(argv: list[str]) -> int:
+    from slurm.arguments import Clean
+
+    _parsed(Clean, argv, "clean")
+    from harness import featurecache
+
+    freed = featurecache.clean()
+    print(f"{freed / 1e9:.2f} GB freed in {featurecache.folder()}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from harness.features import (
     gather_numbers,
 )
 from harness.loader import Batch, Plan, loader_workers, train_batches
+from harness.optim import TRUST
 from harness.progress import say, track
 from harness.recipe import Reading, fingerprint
 
@@ -122,13 +123,28 @@ def sgd_step(
     heads: Heads, gradient: tuple[Tensor, Tensor], settings: HeadTraining, factor: float
 ) -> None:
     """torch.optim.SGD's update in place, each head at its own rate times `factor`."""
+    decayed = _larc if settings.optimizer == "larc" else torch.add
     rates = torch.tensor(settings.lr, device=heads.weight.device) * factor
     pairs = ((heads.weight, heads.weight_momentum), (heads.bias, heads.bias_momentum))
     for (value, momentum), slope in zip(pairs, gradient, strict=True):
-        slope = slope + settings.weight_decay * value
+        slope = decayed(slope, value, alpha=settings.weight_decay)
         momentum.mul_(settings.momentum).add_(slope)
         step = slope + settings.momentum * momentum if settings.nesterov else momentum
         value -= rates.view(-1, *[1] * (value.dim() - 1)) * step
+
+
+def _larc(gradient: Tensor, value: Tensor, *, alpha: float) -> Tensor:
+    """Decayed gradients, rescaled head by head to `TRUST` times the weights' norm.
+
+    As `apex.parallel.LARC(trust_coefficient=.001, clip=False)` does, biases included (You et al.
+    2017): where either norm is 0 the gradient stays as it is.
+    """
+    axes = tuple(range(1, value.dim()))
+    norm = torch.linalg.vector_norm(value, dim=axes, keepdim=True)
+    slope = torch.linalg.vector_norm(gradient, dim=axes, keepdim=True)
+    ratio = TRUST * norm / (slope + alpha * norm + 1e-8)
+    scaled = (gradient + alpha * value) * ratio
+    return torch.where((norm > 0) & (slope > 0), scaled, gradient)
 
 
 def _steps(training: TrainingSet, settings: HeadTraining) -> int:

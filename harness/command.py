@@ -3,10 +3,11 @@
 import argparse
 import inspect
 import json
+import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ class Command:
     arch: str | None = None  # the backbone's name, where the file doesn't show it
     trust_checkpoint: bool = False  # load pickles that may run any code
     out: Path = Path("evaluations")  # gets <key>.json and <key>/predictions.npz
+    seeds: tuple[int, ...] = ()  # several: one record each, mean and sd printed; else the setting
+    again: bool = False  # measure again what is already recorded
     json: bool = False  # print one JSON line instead of a table
 
 
@@ -39,12 +42,30 @@ def main(name: str, arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         command, protocol = parse(name, arguments)
-        record, path = _run(command, protocol)
+        records = _run(command, seeded(protocol, command.seeds))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if record is not None:
-        print(_as_json(record, path) if command.json else _as_table(record, path))
+    if records:
+        print(_as_json(records) if command.json else _as_table(records))
+
+
+def seeded(protocol: EvalProtocol, seeds: tuple[int, ...]) -> list[EvalProtocol]:
+    """The protocol once for each seed; as it is without any.
+
+    Raises:
+        UserError: It draws nothing at random, or a seed comes twice.
+    """
+    if not seeds:
+        return [protocol]
+    if not hasattr(protocol, "seed"):
+        raise UserError(
+            f"--seeds {' '.join(map(str, seeds))} would give {len(seeds)} times the same number: "
+            "this protocol draws nothing at random; leave it out"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))} has a seed twice; give each once")
+    return [replace(protocol, **{"seed": seed}) for seed in seeds]
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[Command, EvalProtocol]:
@@ -75,8 +96,8 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[Command, EvalProtocol]:
     )
 
 
-def _run(command: Command, protocol: EvalProtocol) -> tuple[Record | None, Path]:
-    """The record and its file; no record on processes other than the main one."""
+def _run(command: Command, protocols: Sequence[EvalProtocol]) -> list[tuple[Record, Path]]:
+    """The records and their files; none on processes other than the main one."""
     from harness import dist
     from harness.evaluate import measure
     from harness.foreign import load_checkpoint
@@ -90,38 +111,86 @@ def _run(command: Command, protocol: EvalProtocol) -> tuple[Record | None, Path]
             command.ckpt, arch=command.arch, trust=command.trust_checkpoint
         )
         say(info.report())
-        identity = (info.sha256, protocol, int(info.training.get("seed", 0)))
-        key = fingerprint(*identity)
-        record = measure(
-            backbone,
-            info,
-            identity,
-            workdir=command.out / key,
-            records=command.out,
-            started=started,
-        )
-        return (record if dist.is_main() else None), command.out / f"{key}.json"
+        done = []
+        for protocol in protocols:
+            identity = (info.sha256, protocol, int(info.training.get("seed", 0)))
+            path = command.out / f"{fingerprint(*identity)}.json"
+            record = None if command.again else dist.broadcast_object(_recorded(path, protocol))
+            if record is None:
+                record = measure(
+                    backbone,
+                    info,
+                    identity,
+                    workdir=path.with_suffix(""),
+                    records=command.out,
+                    started=started,
+                )
+            done.append((record, path))
+            started = time.monotonic()
+        return done if dist.is_main() else []
     finally:
         dist.shutdown()
 
 
-def _as_json(record: Record, path: Path) -> str:
+def _recorded(path: Path, protocol: EvalProtocol) -> Record | None:
+    """The record of an earlier run of the same weights and settings on the same images."""
+    from harness import dist
+    from harness.progress import say
+
+    if not dist.is_main() or not path.exists():
+        return None
+    try:
+        record = Record.load(path)
+    except ValueError as error:
+        say(f"warning: {error}")
+        return None
+    if record.data != protocol.data():
+        say(f"{path} was measured on other images; measuring again")
+        return None
+    say(f"already recorded: {path} (--again measures it again)")
+    return record
+
+
+def _as_json(records: Sequence[tuple[Record, Path]]) -> str:
+    first = records[0][0]
     return json.dumps(
         {
-            "metrics": record.metrics,
-            "protocol": record.protocol,
-            "checkpoint": record.checkpoint,
-            "seed": record.seed,
-            "record": str(path),
+            "metrics": {name: _mean(records, name) for name in first.metrics},
+            "sd": {name: _sd(records, name) for name in first.metrics},
+            "intervals": [record.intervals for record, _ in records],
+            "protocol": first.protocol,
+            "checkpoint": first.checkpoint,
+            "seed": first.seed,
+            "records": [str(path) for _, path in records],
         }
     )
 
 
-def _as_table(record: Record, path: Path) -> str:
+def _as_table(records: Sequence[tuple[Record, Path]]) -> str:
     from tabulate import tabulate
 
-    rows = [(name, f"{value:.2f}") for name, value in record.metrics.items()]
-    table = tabulate(
-        rows, headers=("metric", "percent"), disable_numparse=True, colalign=("left", "right")
-    )
-    return f"{table}\n\nrecord: {path}"
+    first = records[0][0]
+    if len(records) == 1:
+        header = ("metric", "percent", "95 % interval")
+        rows = [
+            (name, f"{value:.2f}", " - ".join(f"{x:.2f}" for x in first.intervals.get(name, ())))
+            for name, value in first.metrics.items()
+        ]
+    else:
+        header = ("metric", "percent", f"sd of {len(records)} seeds")
+        rows = [
+            (name, f"{_mean(records, name):.2f}", f"{_sd(records, name):.2f}")
+            for name in first.metrics
+        ]
+    table = tabulate(rows, header, disable_numparse=True, colalign=("left", "right", "right"))
+    return "\n".join([table, "", *(f"record: {path}" for _, path in records)])
+
+
+def _mean(records: Sequence[tuple[Record, Path]], name: str) -> float:
+    return statistics.fmean(record.metrics[name] for record, _ in records)
+
+
+def _sd(records: Sequence[tuple[Record, Path]], name: str) -> float | None:
+    """Sample standard deviation over seeds; None of a single one."""
+    values = [record.metrics[name] for record, _ in records]
+    return statistics.stdev(values) if len(values) > 1 else None

@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Run what is missing of the papers' tables, then print them beside the papers' numbers."""
+    """Run what is missing of the papers' tables, then print them beside the papers' numbers.
+
+    Two other actions have their own --help: `explain A.json B.json` says why two records differ,
+    `clean` removes the features that evaluations keep on disk.
+    """
 
     tables: tyro.conf.Positional[tuple[str, ...]]
     """table1 (of both papers), table2, svib/table1, imsvd/table1, imsvd/table2, learning."""
@@ -43,3 +47,8 @@ class Arguments:
     """Folder of the records."""
     out: Path = ROOT / "results" / "tables"
     """Folder of the finished tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Remove the features that evaluations keep on disk; records and checkpoints stay."""

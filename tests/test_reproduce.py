@@ -73,3 +73,13 @@ def test_why_without_a_record_says_so(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "the paper's number: 69.4" in out
     assert "status: not run (no record yet)" in out
+
+
+def test_clean_removes_kept_features_and_says_how_much(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    entry = tmp_path / "ssl-reproduce" / "features" / "key"
+    entry.mkdir(parents=True)
+    (entry / "00000-0of1.npy").write_bytes(bytes(20_000_000))
+    assert reproduce.main(["clean"]) == 0
+    assert capsys.readouterr().out.startswith("0.02 GB freed")
+    assert not entry.exists()

@@ -52,7 +52,7 @@ def test_knn_runs_alone_from_any_directory_and_writes_its_record(tmp_path, check
     told = json.loads(done.stdout)
     protocol = replace(knn.DINO.scaled(SCALES["demo"]), k=(20, 200))
     key = fingerprint(sha256_of_file(checkpoint), protocol, 5)
-    assert told["record"] == f"evaluations/{key}.json"
+    assert told["records"] == [f"evaluations/{key}.json"]
     record = Record.load(tmp_path / "evaluations" / f"{key}.json")
     assert record.key == key and record.metrics == told["metrics"]
     assert list(record.metrics) == ["knn_20", "knn_200"]
@@ -64,6 +64,8 @@ def test_knn_runs_alone_from_any_directory_and_writes_its_record(tmp_path, check
     assert record.seconds > 0 and record.peak_memory_bytes > 1 << 20
     # Pixels alone tell most digits apart: 10 % would be chance.
     assert 50 < record.metrics["knn_20"] < 100
+    low, high = record.intervals["knn_20"]
+    assert 1 < record.metrics["knn_20"] - low < 4 and 1 < high - record.metrics["knn_20"] < 4
     assert record.predictions is not None
     with np.load(tmp_path / record.predictions) as found:
         assert record.metrics["knn_20"] == 100 * (found["knn_20"] == found["labels"]).mean()
@@ -77,12 +79,62 @@ def test_linear_prints_a_table(tmp_path, checkpoint, monkeypatch, capsys):
     )
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
-    assert lines[0].split() == ["metric", "percent"]
+    assert lines[0].split() == ["metric", "percent", "95", "%", "interval"]
     assert [line.split()[0] for line in lines[2:4]] == ["linear_top1", "linear_top5"]
     assert "resnet_tiny, family ours; 72 tensors matched, 0 missing" in shown.err
     assert "held-out accuracy" in shown.err
     record = Record.load(tmp_path / lines[-1].removeprefix("record: "))
     assert lines[2].split()[1] == f"{record.metrics['linear_top1']:.2f}"
+
+
+def test_what_is_recorded_is_not_measured_again(tmp_path, checkpoint, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--ckpt", str(checkpoint), "--scale", "demo", "--k", "5", "--json"]
+    main("knn", arguments)
+    first = json.loads(capsys.readouterr().out)
+    main("knn", arguments)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == first and "already recorded" in shown.err
+    record = Path(first["records"][0])
+    stamp = record.stat().st_mtime_ns
+    main("knn", [*arguments, "--again"])
+    assert record.stat().st_mtime_ns > stamp
+    # Other images under the same name: the record no longer counts.
+    written = json.loads(record.read_text())
+    written["data"]["val"]["checksum"] = "0"
+    record.write_text(json.dumps(written))
+    main("knn", arguments)
+    assert "was measured on other images" in capsys.readouterr().err
+    assert Record.load(record).data["val"]["checksum"] != "0"
+
+
+def test_several_seeds_give_a_record_each_and_their_mean(tmp_path, checkpoint, capsys):
+    out = tmp_path / "out"
+    main(
+        "linear",
+        ["--ckpt", str(checkpoint), "--scale", "demo", "--epochs", "1", "--lr", "0.3",
+         "--seeds", "0", "7", "--json", "--out", str(out)],
+    )  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    records = [Record.load(Path(path)) for path in told["records"]]
+    assert [record.protocol["seed"] for record in records] == [0, 7]
+    a, b = (record.metrics["linear_top1"] for record in records)
+    assert a != b
+    assert told["metrics"]["linear_top1"] == pytest.approx((a + b) / 2)
+    assert told["sd"]["linear_top1"] == pytest.approx(abs(a - b) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "said"),
+    [
+        ("knn", ["0", "1"], "--seeds 0 1 would give 2 times the same number"),
+        ("linear", ["3", "3"], "--seeds 3 3 has a seed twice"),
+    ],
+)
+def test_seeds_that_make_no_sense_are_refused(checkpoint, capsys, name, seeds, said):
+    with pytest.raises(SystemExit) as exit_:
+        main(name, ["--ckpt", str(checkpoint), "--scale", "demo", "--seeds", *seeds])
+    assert exit_.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line_on_stderr_and_status_2(tmp_path, capsys):

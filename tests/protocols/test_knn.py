@@ -15,14 +15,18 @@ from tests.protocols.toys import KNN_TOY, PixelBackbone, toy_data
 def test_a_solvable_toy_gives_100_percent(tmp_path):
     with toy_data():
         metrics = KNN_TOY.run(PixelBackbone(), tmp_path)
-    assert metrics == {"knn_1": 100.0, "knn_5": 100.0, "knn_20": 100.0}
+    assert {name: found.value for name, found in metrics.items()} == {
+        "knn_1": 100.0,
+        "knn_5": 100.0,
+        "knn_20": 100.0,
+    }
 
 
 def test_shuffled_labels_give_chance(tmp_path):
     with toy_data(shuffled=1.0, images=1200):
         metrics = KNN_TOY.run(PixelBackbone(), tmp_path)
     # Six classes: 16.7 % with a standard deviation of 1.1; five of them either side.
-    assert all(11.0 < value < 22.5 for value in metrics.values()), metrics
+    assert all(11.0 < found.value < 22.5 for found in metrics.values()), metrics
 
 
 def test_metrics_are_named_after_the_k_asked_for():
@@ -34,9 +38,9 @@ def test_accuracies_are_those_of_the_predictions_written(tmp_path):
     with toy_data(noise=190):
         metrics = KNN_TOY.run(PixelBackbone(), tmp_path)
     with np.load(tmp_path / "predictions.npz") as found:
-        for name, value in metrics.items():
+        for name, (value, _, _) in metrics.items():
             assert value == 100 * (found[name] == found["labels"]).mean()
-    assert 20 < metrics["knn_5"] < 100
+    assert 20 < metrics["knn_5"].value < 100
 
 
 def test_the_variants_differ_in_interpolation_alone_and_in_fingerprint():

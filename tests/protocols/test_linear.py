@@ -27,7 +27,10 @@ def zeros(rates: int, classes: int, d: int) -> Heads:
 def test_a_solvable_toy_gives_100_percent_and_the_useful_rate_is_chosen(tmp_path, capsys):
     with toy_data():
         metrics = LINEAR_TOY.run(PixelBackbone(), tmp_path)
-    assert metrics == {"linear_top1": 100.0, "linear_top5": 100.0}
+    assert {m: found.value for m, found in metrics.items()} == {
+        "linear_top1": 100.0,
+        "linear_top5": 100.0,
+    }
     said = capsys.readouterr().err
     assert "lr 1e-06: " in said and "chosen: lr 0.3" in said
 
@@ -36,8 +39,8 @@ def test_shuffled_labels_give_chance(tmp_path):
     with toy_data(shuffled=1.0, images=1200):
         metrics = replace(LINEAR_TOY, epochs=2).run(PixelBackbone(), tmp_path)
     # Six classes: 16.7 %, the five likeliest 83.3 %, standard deviation 1.1.
-    assert 11.0 < metrics["linear_top1"] < 22.5
-    assert 77.5 < metrics["linear_top5"] < 89.0
+    assert 11.0 < metrics["linear_top1"].value < 22.5
+    assert 77.5 < metrics["linear_top5"].value < 89.0
 
 
 def test_the_gradient_is_that_of_cross_entropy_by_autograd():
@@ -174,7 +177,7 @@ def test_a_diverged_head_is_named_and_never_chosen(tmp_path, capsys):
     with toy_data():
         protocol = replace(LINEAR_TOY, lr=(1e38, 0.3), weight_decay=0.1)
         metrics = protocol.run(PixelBackbone(), tmp_path)
-    assert metrics["linear_top1"] == 100.0
+    assert metrics["linear_top1"].value == 100.0
     assert "lr 1e+38: non-finite weights" in capsys.readouterr().err
 
 
@@ -207,20 +210,30 @@ def test_the_cosine_falls_once_an_epoch_and_steps_fall_at_milestones():
 
 def test_the_variants_carry_the_papers_settings():
     shown = {
-        name: (v.lr, v.batch_size, v.weight_decay, v.last_blocks, v.train_view.scale[0])
+        name: (v.lr, v.batch_size, v.weight_decay, v.epochs, v.last_blocks, v.train_view.scale[0])
         for name, v in linear.VARIANTS.items()
     }
     assert shown == {
-        "svib_resnet": ((0.3,), 1024, 0.0, 1, 0.08),
-        "svib_vit": ((0.001, 0.004), 1024, 0.0, 4, 0.08),
-        "imsvd": ((0.02,), 256, 1e-6, 1, 0.2),
-        "dino_resnet": ((0.3,), 1024, 0.0, 1, 0.08),
-        "dino_vit": ((0.004,), 1024, 0.0, 4, 0.08),
-        "barlow_twins": ((0.3,), 256, 1e-6, 1, 0.08),
-        "vicreg": ((0.02,), 256, 1e-6, 1, 0.2),
+        "svib_resnet": ((0.3,), 1024, 0.0, 100, 1, 0.08),
+        "svib_vit": ((0.001, 0.004), 1024, 0.0, 100, 4, 0.08),
+        "imsvd": ((0.02,), 256, 1e-6, 100, 1, 0.2),
+        "dino_resnet": ((0.3,), 1024, 0.0, 100, 1, 0.08),
+        "dino_vit": ((0.004,), 1024, 0.0, 100, 4, 0.08),
+        "barlow_twins": ((0.3,), 256, 1e-6, 100, 1, 0.08),
+        "vicreg": ((0.02,), 256, 1e-6, 100, 1, 0.2),
+        "swav": ((0.3,), 256, 1e-6, 100, 1, 0.08),
+        "moco": ((30.0,), 256, 0.0, 100, 1, 0.08),
+        "pcl": ((5.0,), 256, 0.0, 100, 1, 0.08),
+        "simsiam": ((1.6,), 4096, 0.0, 90, 1, 0.08),
+        "byol": ((0.4, 0.3, 0.2, 0.1, 0.05), 1024, 0.0, 80, 1, 0.08),
     }
+    stepped = {n: v.milestones for n, v in linear.VARIANTS.items() if v.schedule == "steps"}
+    assert stepped == {"moco": (60, 80), "pcl": (60, 80)}
+    assert [n for n, v in linear.VARIANTS.items() if v.nesterov] == ["byol"]
+    assert [n for n, v in linear.VARIANTS.items() if v.optimizer == "larc"] == ["simsiam"]
+    assert round(linear.BYOL.holdout * 1_281_167) == 10_009
     for variant in linear.VARIANTS.values():
-        assert (variant.epochs, variant.schedule, variant.momentum) == (100, "cosine", 0.9)
+        assert variant.momentum == 0.9
         assert (variant.train_view.jitter_p, variant.train_view.gray_p) == (0.0, 0.0)
         assert (variant.train_view.flip_p, variant.train_view.blur_p) == (0.5, 0.0)
 
@@ -231,3 +244,15 @@ def test_another_scale_brings_its_data_epochs_and_batch_and_a_sweep_of_rates():
     assert (demo.dataset, demo.epochs, demo.batch_size) == ("mnist5k", scale.linear_epochs, 256)
     assert demo.train_view.size == demo.transform.size == scale.image_size
     assert len(demo.lr) > 1 and demo.last_blocks == 4
+
+
+def test_larc_rescales_each_heads_gradient_to_a_thousandth_of_its_weights_norm():
+    settings = HeadTraining(lr=(2.0, 0.5), optimizer="larc", momentum=0.0, weight_decay=0.1)
+    heads = zeros(2, 1, 2)
+    heads.weight.copy_(torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]]]))  # norms 5 and 0
+    slopes = (torch.tensor([[[0.0, 2.0]], [[1.0, 0.0]]]), torch.tensor([[1.0], [1.0]]))
+    sgd_step(heads, slopes, settings, 1.0)
+    # (g + wd w) * .001 * 5 / (2 + .1 * 5) at rate 2; a weight or bias of norm 0 takes plain steps.
+    assert torch.allclose(heads.weight[0], torch.tensor([[3.0 - 0.0012, 4.0 - 0.0096]]))
+    assert torch.equal(heads.weight[1], torch.tensor([[-0.5, 0.0]]))
+    assert heads.bias.flatten().tolist() == [-2.0, -0.5]
