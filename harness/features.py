@@ -115,8 +115,9 @@ def extract(
             parts = list(islice(computed, count))
             if not parts:  # fewer images than processes: only the width is needed
                 parts = [embed(backbone, torch.zeros(1, 3, *[transform.size] * 2), reading)[:0]]
-            rows[number] = torch.cat(parts).cpu().numpy()
-            cache.save(number, rows[number])
+            found = torch.cat(parts).cpu().numpy()
+            cache.save(number, found)
+            rows[number] = found
     cache.touch()
     mine = np.concatenate([piece[share] for piece in pieces])
     return Features(

@@ -95,8 +95,8 @@ def differences(a: Record, b: Record) -> list[Difference]:
     for name in dict.fromkeys([*one, *two]):
         if one.get(name) != two.get(name):
             rank, effect = _effect(name)
-            shown = (_short(side.get(name, "absent")) for side in (one, two))
-            found.append((rank, Difference(name, *shown, effect)))
+            first, second = (_short(side.get(name, "absent")) for side in (one, two))
+            found.append((rank, Difference(name, first, second, effect)))
     return [difference for _, difference in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -135,10 +135,10 @@ def _short(value: Any) -> str:
 def _numbers(a: Record, b: Record) -> Iterator[tuple[str, str, str, str, str]]:
     """A line per metric that either has."""
     for name in dict.fromkeys([*a.metrics, *b.metrics]):
-        shown = [_shown(record, name) for record in (a, b)]
         both = name in a.metrics and name in b.metrics
         gap = f"{b.metrics[name] - a.metrics[name]:+.2f}" if both else ""
-        yield (name, *shown, gap, _paired(a, b, name) if both else "")
+        pairs = _paired(a, b, name) if both else ""
+        yield name, _shown(a, name), _shown(b, name), gap, pairs
 
 
 def _shown(record: Record, name: str) -> str:
