@@ -27,6 +27,7 @@ class CellResult:
     cell: Cell
     published: Published
     values: tuple[float, ...] = ()  # one per seed that has a record
+    interval: tuple[float, float] | None = None  # 95 %, over val's images; of a single seed
     wanted: int = 0  # seeds asked for
     status: Status
     reason: str = ""  # why it was not run, or in what the protocol differs
@@ -114,6 +115,7 @@ def _result(
         cell=jobs.cell,
         published=table.published(jobs.cell),
         values=tuple(findings.records[key].metrics[jobs.metric] for key in keys),
+        interval=_interval(findings.records[keys[0]], jobs.metric) if len(keys) == 1 else None,
         wanted=len(evaluations),
         status="not run",
         reason=next((reason for reason in failures if reason), "no record yet"),
@@ -133,6 +135,11 @@ def _result(
     if differs:
         return replace(result, status="different protocol", reason=f"the paper's number: {differs}")
     return replace(result, status="match" if _matches(result) else "gap", reason="")
+
+
+def _interval(record: Record, metric: str) -> tuple[float, float] | None:
+    found = record.intervals.get(metric)
+    return (found[0], found[1]) if found else None
 
 
 def _matches(result: CellResult) -> bool:

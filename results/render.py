@@ -67,7 +67,7 @@ def render_csv(drawing: Drawing) -> str:
     writer.writerow(
         [
             *("table", "scale", "row", *[f.lower() for f in drawing.table.fields], "column"),
-            *("ours", "sd", "n", "paper", "paper_marks", "delta", "status", "reason", "records"),
+            *("ours", "sd", "n", "low", "high", "paper", "paper_marks", "delta", "status", "reason", "records"),
         ]
     )
     for result in drawing.results:
@@ -78,6 +78,7 @@ def render_csv(drawing: Drawing) -> str:
             [
                 *(drawing.table.name, drawing.scale.name, row.label, *row.fields, column.label),
                 *(_number(result.mean), _number(result.sd), len(result.values)),
+                *(_number(end) for end in result.interval or (None, None)),
                 *(_number(paper.value), paper.marks, _signed(result.delta)),
                 *(result.status, result.reason),
                 " ".join(drawing.record_path(key) for key in result.records),
@@ -168,6 +169,7 @@ def _details(drawing: Drawing) -> str:
             table.row_name(result.cell.row),
             table.columns[result.cell.column].label,
             _ours(result) if result.values else "",
+            " - ".join(_number(end) for end in result.interval or ()),
             f"{len(result.values)} of {result.wanted}" if result.wanted else "",
             result.published.text,
             _signed(result.delta),
@@ -176,7 +178,7 @@ def _details(drawing: Drawing) -> str:
         ]
         for result in drawing.results
     ]
-    return _table(rows, ["Row", "Column", "Ours", "n", "Paper", "Δ", "Status", "Record"])
+    return _table(rows, ["Row", "Column", "Ours", "95 % interval", "n", "Paper", "Δ", "Status", "Record"])
 
 
 def _status(result: CellResult) -> str:

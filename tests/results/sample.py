@@ -95,6 +95,7 @@ def record(key: str, value: float, slot: str | None = None) -> Record:
         protocol={"class": "protocols.knn.KNN"},
         seed=0,
         metrics={"linear_top1": value, "knn_20": value},
+        intervals={"knn_20": [value - 0.2, value + 0.3]},
         checkpoint={"sha256": "abc"},
         seconds=5.0,
         pretrain_seconds=20.0,

@@ -62,6 +62,9 @@ def test_the_csv_has_a_line_per_cell_with_its_records(tmp_path):
         "delta": "+0.3",
         "status": "match",
     }
+    assert (first["low"], first["high"]) == ("", "")  # of two seeds the spread counts
+    knn = next(row for row in rows if (row["row"], row["column"]) == ("Second", "KNN"))
+    assert (knn["ours"], knn["low"], knn["high"]) == ("69.4", "69.2", "69.7")
     assert first["records"] == "../records/lin1.json ../records/lin1b.json"
     assert (rows[0]["paper"], rows[0]["paper_marks"]) == ("71.1", "†")
 
