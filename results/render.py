@@ -67,7 +67,8 @@ def render_csv(drawing: Drawing) -> str:
     writer.writerow(
         [
             *("table", "scale", "row", *[f.lower() for f in drawing.table.fields], "column"),
-            *("ours", "sd", "n", "low", "high", "paper", "paper_marks", "delta", "status", "reason", "records"),
+            *("ours", "sd", "n", "low", "high", "paper", "paper_marks", "delta"),
+            *("status", "reason", "records"),
         ]
     )
     for result in drawing.results:
@@ -178,7 +179,8 @@ def _details(drawing: Drawing) -> str:
         ]
         for result in drawing.results
     ]
-    return _table(rows, ["Row", "Column", "Ours", "95 % interval", "n", "Paper", "Δ", "Status", "Record"])
+    headings = ["Row", "Column", "Ours", "95 % interval", "n", "Paper", "Δ", "Status", "Record"]
+    return _table(rows, headings)
 
 
 def _status(result: CellResult) -> str:
