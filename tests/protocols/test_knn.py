@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
 
+from harness.backbone import build_backbone
 from harness.errors import UserError
-from harness.recipe import fingerprint
+from harness.features import extract, open_pair
+from harness.recipe import BackboneSpec, fingerprint
 from harness.scale import SCALES
 from protocols import knn
 from tests.protocols.toys import KNN_TOY, PixelBackbone, toy_data
@@ -62,3 +66,23 @@ def test_another_scale_changes_data_set_and_image_size_alone():
 def test_more_neighbours_than_train_images_are_refused(tmp_path):
     with toy_data(), pytest.raises(UserError, match="k=331 is more than the bank's 330 images"):
         replace(KNN_TOY, k=(331,)).run(PixelBackbone(), tmp_path)
+
+
+def test_predictions_on_real_features_are_those_of_scikit_learns_neighbours(tmp_path):
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneSpec(name="resnet_tiny"), 32).eval()
+    protocol = replace(knn.DINO.scaled(SCALES["demo"]), k=(20, 200))
+    protocol.run(backbone, tmp_path)
+    train, val = (extract(backbone, x, protocol.transform) for x in open_pair("mnist5k"))
+    search = NearestNeighbors(n_neighbors=200, algorithm="brute", metric="cosine")
+    search.fit(train.values.double().numpy())
+    distances, places = search.kneighbors(val.values.double().numpy())
+    weights = np.exp((1 - distances) / 0.07)
+    votes = np.eye(10)[train.labels.numpy()[places]] * weights[:, :, None]
+    with np.load(tmp_path / "predictions.npz") as found:
+        for k in protocol.k:
+            counted = votes[:, :k].sum(axis=1)
+            first, second = np.sort(counted, axis=1)[:, :-3:-1].T
+            clear = first > second * (1 + 1e-4)  # single precision may order equals differently
+            assert clear.mean() > 0.99
+            assert (found[f"knn_{k}"] == counted.argmax(axis=1))[clear].all()
