@@ -147,6 +147,15 @@ def _is_split_folder(folder: Path) -> bool:
     return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
+def list_folders(data: ImageSet) -> list[Path]:
+    """Where lists of a data set's images are looked for: below DATA_ROOT and beside train/."""
+    folders = [] if data.listing is None else [data.listing.folder.parent]
+    if os.environ.get("DATA_ROOT"):
+        root = _data_root(data.name)
+        folders = [root / "imagenet_subsets", root / "imagenet", *folders]
+    return list(dict.fromkeys(folders))
+
+
 def _find_imagenet() -> Path:
     root = _data_root("imagenet")
     for folder in (root / "imagenet", root):
