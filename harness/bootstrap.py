@@ -5,7 +5,7 @@ They say nothing of other seeds. Efron and Tibshirani 1993, percentile method, 9
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -42,7 +42,22 @@ def interval(
         images: How many there are.
         draws: Of samples; always the same ones.
     """
+    return between(value, [statistic(positions) for positions in samples(images, draws)])
+
+
+def samples(images: int, draws: int) -> Iterator[np.ndarray]:
+    """Positions (images,) drawn with replacement, `draws` times; always the same ones."""
     generator = np.random.default_rng(0)
-    found = [statistic(generator.integers(0, images, images)) for _ in range(draws)]
+    for _ in range(draws):
+        yield generator.integers(0, images, images)
+
+
+def between(value: float, found: Sequence[float] | np.ndarray) -> Estimate:
+    """`value` with the interval that `found`, the statistic of each sample, leaves; NaN counts not.
+
+    Args:
+        value: The statistic of all images.
+        found: (draws,).
+    """
     low, high = np.nanquantile(found, _TAILS)
     return Estimate(value, float(low), float(high))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +145,30 @@ def _data_root(dataset: str) -> Path:
 
 def _is_split_folder(folder: Path) -> bool:
     return (folder / "train").is_dir() and (folder / "val").is_dir()
+
+
+def find_folder(dataset: str, wanted: Sequence[str], advice: str) -> Path:
+    """Folder of a data set that has its own layout, by its path or by its name below DATA_ROOT.
+
+    Args:
+        dataset: The path or the name.
+        wanted: What the folder has to hold, relative to it.
+        advice: How to get the data set, a half sentence.
+
+    Raises:
+        UserError: No such folder, or a part is missing.
+    """
+    given = Path(dataset).expanduser()
+    places = [given]
+    if not given.is_absolute() and (os.environ.get("DATA_ROOT") or not given.is_dir()):
+        places.append(_data_root(dataset) / given)
+    for folder in places:
+        if all((folder / part).exists() for part in wanted):
+            return folder
+    raise UserError(
+        f"data set {dataset!r} needs {' and '.join(wanted)}, and"
+        f" {' and '.join(map(str, places))} has not both; {advice}."
+    )
 
 
 def list_folders(data: ImageSet) -> list[Path]:

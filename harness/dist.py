@@ -223,8 +223,10 @@ class _CpuSyncBatchNorm(nn.BatchNorm1d):
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        count = input.numel() / input.shape[1] * world()  # all processes hold equal batches
-        mean = all_reduce_sum(input.sum(axes)) / count
+        # A detector's images and regions differ in number from process to process.
+        count = input.new_tensor([input.numel() / input.shape[1]])
+        totals = all_reduce_sum(torch.cat([input.sum(axes), count]))
+        mean, count = totals[:-1] / totals[-1], totals[-1]
         centred = input - mean.view(shape)
         variance = all_reduce_sum(centred.square().sum(axes)) / count
         if self.track_running_stats:

@@ -92,7 +92,7 @@ def measure(
             "pixels": resolved(backbone.pixels),
         },
         data=protocol.data(),
-        predictions=str(workdir / "predictions.npz"),
+        predictions=str(workdir / protocol.predictions),
         seconds=time.monotonic() - started,
         pretrain_seconds=info.training.get("seconds", 0.0),
         peak_memory_bytes=peak_memory_bytes(),

@@ -37,6 +37,7 @@ class EvalProtocol:
     """Settings of an evaluation; one subclass a file, its fields are its command line."""
 
     version: ClassVar[int] = 1  # bump when numbers may change
+    predictions: ClassVar[str] = "predictions.npz"  # file that `run` leaves in its folder
 
     dataset: str = "imagenet"  # a data set's name (imagenet, cifar10, mnist5k) or a folder
 
