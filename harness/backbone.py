@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness import resnets
 from harness.errors import UserError
 from harness.recipe import BackboneSpec, Reading
 from harness.views import IMAGENET_PIXELS, Pixels
@@ -45,6 +47,9 @@ class Backbone(nn.Module):
 
         Returns:
             (n, dim), or for another reading (n, its width).
+
+        Raises:
+            UserError: The reading's pooling is larger than the map.
         """
         raise NotImplementedError
 
@@ -75,6 +80,12 @@ class ResNet(Backbone):
         if reading.pool is None:
             return stage.mean(dim=(2, 3))
         side, stride, padding = reading.pool
+        height, width = stage.shape[2:]
+        if side > min(height, width) + 2 * padding:
+            raise UserError(
+                f"an average pooling of {side} x {side} does not fit the {height} x {width} map of"
+                f" {reading.stage}; use larger images or the mean of the map."
+            )
         return F.avg_pool2d(stage, side, stride, padding).flatten(1)
 
     def maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -110,41 +121,14 @@ class ViT(Backbone):
         return torch.cat(read, dim=1)
 
 
-def _cifar_stem(trunk: Any) -> Any:
-    """The 3×3 stride-1 stem without max-pool that the field uses for 32 px images."""
-    trunk.conv1 = nn.Conv2d(3, trunk.conv1.out_channels, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
-    trunk.maxpool = nn.Identity()
-    return trunk
-
-
-def _tiny_resnet(zero_init_residual: bool) -> Any:
-    """ResNet-10 of width 16 with a stride-2 3×3 stem: 4 MMAC at 32 px, for demos on a CPU."""
-    from torchvision.models.resnet import BasicBlock
-    from torchvision.models.resnet import ResNet as TorchvisionResNet
-
-    class Narrow(TorchvisionResNet):
-        """torchvision's ResNet fixes its first width at 64; this one starts at 16."""
-
-        def _make_layer(
-            self, block: type, planes: int, blocks: int, stride: int = 1, dilate: bool = False
-        ) -> nn.Sequential:
-            if planes == 64:
-                self.inplanes = 16
-            return super()._make_layer(block, planes // 4, blocks, stride, dilate)
-
-    trunk: Any = Narrow(BasicBlock, [1, 1, 1, 1], zero_init_residual=zero_init_residual)
-    trunk.conv1 = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
-    nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
-    trunk.bn1 = nn.BatchNorm2d(16)
-    trunk.maxpool = nn.Identity()
-    trunk.fc = nn.Linear(128, 1)
-    return trunk
-
-
 # name: timm's model, overrides
 _VITS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_small_16": ("vit_small_patch16_224", {}),
+    "vit_small_8": ("vit_small_patch8_224", {}),
+    "vit_base_16": ("vit_base_patch16_224", {}),
+    "vit_base_8": ("vit_base_patch8_224", {}),
+    # MoCo v3's ViT-S has twice the heads of everybody else's; its weights don't show it.
+    "vit_small_16_heads12": ("vit_small_patch16_224", {"num_heads": 12}),
     "vit_tiny_16": ("vit_tiny_patch16_224", {}),
     "vit_tiny_4": ("vit_tiny_patch16_224", {"patch_size": 4}),
     "vit_demo": (
@@ -152,8 +136,7 @@ _VITS: dict[str, tuple[str, dict[str, Any]]] = {
         {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
     ),
 }
-_RESNETS = ("resnet50", "resnet18", "resnet18_cifar", "resnet_tiny")
-BACKBONES = (*_RESNETS, *_VITS)
+BACKBONES = (*resnets.PLANS, *_VITS)
 
 
 def build_backbone(spec: BackboneSpec, image_size: int) -> Backbone:
@@ -182,14 +165,12 @@ def build_backbone(spec: BackboneSpec, image_size: int) -> Backbone:
             **overrides,
         )
         return ViT(spec, image_size, trunk)
-    if spec.name not in _RESNETS:
-        raise UserError(f"unknown backbone {spec.name!r}: choose from {', '.join(BACKBONES)}")
+    if spec.name not in resnets.PLANS:
+        close = difflib.get_close_matches(spec.name, BACKBONES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"unknown backbone {spec.name!r}: {hint}Known: {', '.join(BACKBONES)}")
     if spec.drop_path:
         raise UserError(f"drop_path={spec.drop_path} is for ViTs; {spec.name} takes 0")
-    if spec.name == "resnet_tiny":
-        return ResNet(spec, image_size, _tiny_resnet(spec.zero_init_residual))
-    from torchvision import models
-
-    build = models.resnet50 if spec.name == "resnet50" else models.resnet18
-    trunk = build(weights=None, zero_init_residual=spec.zero_init_residual)
-    return ResNet(spec, image_size, _cifar_stem(trunk) if spec.name.endswith("cifar") else trunk)
+    plan = resnets.PLANS[spec.name]
+    trunk = resnets.build(plan, zero_init_residual=spec.zero_init_residual)
+    return ResNet(spec, image_size, trunk)

@@ -1,8 +1,13 @@
+"""A checkpoint is loaded whole or refused in one sentence, and nothing in it is executed."""
+
 from __future__ import annotations
 
 import argparse
-import hashlib
+import os
+import pickle
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from torch import Tensor
 
 from harness.backbone import Backbone, build_backbone
 from harness.checkpoint import save_backbone
+from harness.command import main
 from harness.errors import UserError
 from harness.foreign import load_checkpoint
 from harness.recipe import BackboneSpec
@@ -24,17 +30,7 @@ HEAD = torch.zeros((2, 2))
 @pytest.fixture(scope="module")
 def resnet() -> Backbone:
     torch.manual_seed(0)
-    return build_backbone(BackboneSpec(name="resnet18"), 224)
-
-
-@pytest.fixture(scope="module")
-def vit() -> Backbone:
-    torch.manual_seed(0)
-    return build_backbone(BackboneSpec(name="vit_tiny_16"), 96)
-
-
-def under(prefix: str, state: State) -> State:
-    return {prefix + name: value for name, value in state.items()}
+    return build_backbone(BackboneSpec(name="resnet_tiny"), 224)
 
 
 def write(path: Path, content: Any) -> Path:
@@ -47,109 +43,19 @@ def same_weights(one: Backbone, two: Backbone) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def released(resnet: State) -> dict[str, Any]:
-    """What releases look like (section 5 of the facts): content, family, heads dropped."""
-    slow = under("module.encoder_k.", {name: value + 1 for name, value in resnet.items()})
-    backbone = under("module.backbone.", resnet)
-    projector = {"module.projector.0.weight": HEAD}
-    return {
-        "flat": (resnet, "torchvision", ()),
-        "supervised": (resnet | {"fc.weight": HEAD, "fc.bias": HEAD}, "torchvision", ("fc",)),
-        "moco": (
-            {
-                "epoch": 200,
-                "arch": "resnet18",
-                # The slow copy comes first, as a trap.
-                "state_dict": slow
-                | under("module.encoder_q.", resnet | {"fc.0.weight": HEAD})
-                | {"module.queue": HEAD, "module.queue_ptr": HEAD},
-            },
-            "moco",
-            ("encoder_k", "fc", "queue", "queue_ptr"),
-        ),
-        "vicreg": (
-            {"epoch": 1, "model": backbone | projector, "optimizer": {"state": {}}},
-            "vicreg or imsvd",
-            ("projector",),
-        ),
-        "barlow_twins": (
-            {"epoch": 1, "model": backbone | projector | {"module.bn.running_mean": HEAD}},
-            "barlow_twins",
-            ("bn", "projector"),
-        ),
-        "simsiam": (
-            {
-                "state_dict": under("module.encoder.", resnet | {"fc.0.weight": HEAD})
-                | {"module.predictor.0.weight": HEAD}
-            },
-            "simsiam",
-            ("fc", "predictor"),
-        ),
-        "swav": (
-            under("module.", resnet)
-            | {"module.prototypes.weight": HEAD, "module.projection_head.0.weight": HEAD},
-            "swav",
-            ("projection_head", "prototypes"),
-        ),
-        "vissl": (
-            {
-                "classy_state_dict": {
-                    "base_model": {"model": {"trunk": under("_feature_blocks.", resnet)}}
-                }
-            },
-            "vissl",
-            (),
-        ),
-    }
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["flat", "supervised", "moco", "vicreg", "barlow_twins", "simsiam", "swav", "vissl"],
-)
-def test_a_release_is_recognised_and_every_weight_arrives(tmp_path, resnet, name):
-    content, family, dropped = released(resnet.trunk.state_dict())[name]
-    path = write(tmp_path / "released.pth", content)
+def test_our_own_checkpoint_brings_what_its_trainer_wrote_down(tmp_path, resnet):
+    path = tmp_path / "backbone.pt"
+    save_backbone(resnet, path, seed=3, seconds=1.5)
     found, info = load_checkpoint(path)
     assert same_weights(found, resnet)
-    assert (info.arch, info.family, info.unexpected) == ("resnet18", family, dropped)
-    assert info.matched == len(resnet.trunk.state_dict()) and info.missing == ()
-    assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_dinos_full_checkpoint_gives_the_teacher_at_its_image_size(tmp_path, vit):
-    state = vit.trunk.state_dict()
-    student = {name: value + 1 for name, value in state.items()}
-    content = {
-        "student": under("module.backbone.", student),
-        "teacher": under("backbone.", state) | {"head.mlp.0.weight": HEAD},
-        "epoch": 3,
-        "args": argparse.Namespace(lr=0.1),
-    }
-    found, info = load_checkpoint(write(tmp_path / "checkpoint.pth", content))
-    assert same_weights(found, vit)
-    assert (info.arch, info.family, info.unexpected) == ("vit_tiny_16", "dino", ("head",))
-    assert found.image_size == 96
-
-
-def test_resnet_50_and_the_cifar_stem_are_told_from_their_shapes(tmp_path):
-    for arch in ("resnet50", "resnet18_cifar", "vit_small_16"):
-        backbone = build_backbone(BackboneSpec(name=arch), 224)
-        found, info = load_checkpoint(write(tmp_path / "x.pth", backbone.trunk.state_dict()))
-        assert info.arch == arch and same_weights(found, backbone)
-
-
-def test_safetensors_are_read(tmp_path, resnet):
-    save_file(resnet.trunk.state_dict(), tmp_path / "model.safetensors")
-    found, info = load_checkpoint(tmp_path / "model.safetensors")
-    assert same_weights(found, resnet) and info.arch == "resnet18"
-
-
-def test_our_own_checkpoint_brings_what_its_trainer_wrote_down(tmp_path, resnet):
-    save_backbone(resnet, tmp_path / "backbone.pt", seed=3, seconds=1.5)
-    found, info = load_checkpoint(tmp_path / "backbone.pt")
-    assert same_weights(found, resnet)
     assert (info.family, info.training) == ("ours", {"seed": 3, "seconds": 1.5})
+    assert info.identity == info.sha256
+    with pytest.raises(UserError, match="holds a resnet_tiny, not resnet50; leave out --arch"):
+        load_checkpoint(path, arch="resnet50")
+    with pytest.raises(
+        UserError, match="was written by this harness, not by swav; leave out --fam"
+    ):
+        load_checkpoint(path, family="swav")
 
 
 def test_counters_that_old_releases_lack_are_reported_missing_and_nothing_else(tmp_path, resnet):
@@ -159,26 +65,63 @@ def test_counters_that_old_releases_lack_are_reported_missing_and_nothing_else(t
         if not name.endswith("num_batches_tracked")
     }
     _, info = load_checkpoint(write(tmp_path / "old.pth", state))
-    assert len(info.missing) == 20 and info.matched == len(state)
+    assert len(info.missing) == 12 and info.matched == len(state) and not info.partial
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda s: s.pop("layer3.1.bn1.weight"), "it lacks layer3.1.bn1.weight"),
-        (lambda s: s.update({"layer9.weight": HEAD}), "it has unknown layer9.weight"),
-        (
-            lambda s: s.update({"bn1.weight": torch.ones(32)}),
-            r"it has bn1.weight of shape \(32,\) instead of \(64,\)",
-        ),
-        (lambda s: s.pop("conv1.weight"), "holds no known trunk"),
-        (
-            lambda s: s.update({"conv1.weight": torch.ones((8, 3, 7, 7))}),
-            "whose first layer is 8x3x7x7, which is none of",
-        ),
-    ],
-)
-def test_anything_short_of_the_whole_trunk_is_refused(tmp_path, resnet, spoil, said):
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_converted_and_the_report_says_so(tmp_path, resnet, kind):
+    state = {
+        name: value.to(kind) if value.is_floating_point() else value
+        for name, value in resnet.trunk.state_dict().items()
+    }
+    found, info = load_checkpoint(write(tmp_path / "half.pth", state))
+    assert f"converted from {str(kind).removeprefix('torch.')} to float32" in info.report()
+    for name, value in found.trunk.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64)
+        assert torch.equal(value, state[name].to(value.dtype))
+
+
+SPOILT: dict[str, tuple[Callable[[State], Any], str]] = {
+    "a layer is gone": (lambda s: s.pop("layer3.0.bn1.weight"), "it lacks layer3.0.bn1.weight"),
+    "a layer is renamed": (
+        lambda s: s.update({"layer3.0.norm.weight": s.pop("layer3.0.bn1.weight")}),
+        "it lacks layer3.0.bn1.weight; it has unknown layer3.0.norm.weight; use",
+    ),
+    "an unknown layer": (
+        lambda s: s.update({"layer9.weight": HEAD}),
+        "it has unknown layer9.weight",
+    ),
+    "another shape": (
+        lambda s: s.update({"bn1.weight": torch.ones(32)}),
+        r"it has bn1.weight of shape \(32,\) instead of \(16,\)",
+    ),
+    "not a number": (
+        lambda s: s.update({"bn1.weight": torch.full((16,), torch.nan)}),
+        "it has values in bn1.weight that are not finite",
+    ),
+    "no block": (
+        lambda s: [s.pop(k) for k in list(s) if k.startswith("layer4")],
+        "whose layers have 1-1-1-0 blocks, which is none of resnet18, ",
+    ),
+    "no first layer": (
+        lambda s: s.pop("conv1.weight"),
+        "lacks its trunk's first layer, so that its architecture doesn't show; name it with --arch",
+    ),
+    "another first layer": (
+        lambda s: s.update({"conv1.weight": torch.ones((8, 3, 7, 7))}),
+        "whose first layer is 8x3x7x7 and .*; name the closest with --arch",
+    ),
+    "other names": (
+        lambda s: [s.update({"stage." + k: s.pop(k)}) for k in list(s)],
+        "holds no known trunk: neither conv1.weight nor patch_embed.proj.weight under any .* but "
+        "stage.conv1.weight, .*; convert it to torchvision's or timm's names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_anything_short_of_the_whole_trunk_is_refused(tmp_path, resnet, case):
+    spoil, said = SPOILT[case]
     state = OrderedDict(resnet.trunk.state_dict())
     spoil(state)
     with pytest.raises(UserError, match=said):
@@ -186,48 +129,152 @@ def test_anything_short_of_the_whole_trunk_is_refused(tmp_path, resnet, spoil, s
 
 
 def test_the_wrong_arch_is_refused(tmp_path, resnet):
-    path = write(tmp_path / "r18.pth", resnet.trunk.state_dict())
-    with pytest.raises(UserError, match="is not a whole resnet50: it lacks"):
-        load_checkpoint(path, arch="resnet50")
-    save_backbone(resnet, tmp_path / "backbone.pt")
-    with pytest.raises(UserError, match="holds a resnet18, not resnet50; leave out --arch"):
-        load_checkpoint(tmp_path / "backbone.pt", arch="resnet50")
+    path = write(tmp_path / "tiny.pth", resnet.trunk.state_dict())
+    with pytest.raises(UserError, match=r"is not a whole resnet18: it lacks .* and \d+ more diff"):
+        load_checkpoint(path, arch="resnet18")
+    with pytest.raises(
+        UserError, match=r"unknown backbone 'resnet_tine': did you mean resnet_tiny"
+    ):
+        load_checkpoint(path, arch="resnet_tine")
 
 
-class Sneaky:
-    """An object whose pickle runs a function of its own choice when loaded."""
+def test_a_partial_load_keeps_the_same_initial_values_every_time_and_says_so_loudly(
+    tmp_path, resnet
+):
+    state = dict(resnet.trunk.state_dict())
+    state |= {"layer2.0.conv1.weight": HEAD, "layer9.weight": HEAD}
+    del state["conv1.weight"]
+    path = write(tmp_path / "partial.pth", state)
+    torch.manual_seed(1)
+    one, info = load_checkpoint(path, arch="resnet_tiny", allow_partial=True)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn)  # nothing else's randomness is touched
+    two, _ = load_checkpoint(path, arch="resnet_tiny", allow_partial=True)
+    assert same_weights(one, two)
+    assert info.partial and info.missing == ("conv1.weight", "layer2.0.conv1.weight")
+    assert info.matched == len(resnet.trunk.state_dict()) - 2
+    assert torch.equal(one.trunk.layer4[0].conv1.weight, resnet.trunk.layer4[0].conv1.weight)
+    assert (
+        "WARNING: PARTIAL LOAD: it lacks conv1.weight; it has unknown layer9.weight; it has "
+        "layer2.0.conv1.weight of shape (2, 2) instead of (32, 16, 3, 3). 2 of 72 tensors KEEP "
+        "THEIR RANDOM INITIAL VALUES"
+    ) in info.report()
+    with pytest.raises(UserError, match="or load what fits with --allow-partial"):
+        load_checkpoint(path, arch="resnet_tiny")
+
+
+def test_a_whole_trunk_is_not_partial_even_where_that_is_allowed(tmp_path, resnet):
+    path = write(tmp_path / "whole.pth", resnet.trunk.state_dict())
+    _, info = load_checkpoint(path, allow_partial=True)
+    assert not info.partial and "PARTIAL" not in info.report()
+
+
+class Malicious:
+    """An object whose pickle runs a shell command when it is loaded."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
 
     def __reduce__(self) -> tuple:
-        return (print, ("run by the pickle",))
+        return os.system, (f"touch {self.witness}",)
 
 
-def test_a_pickle_that_could_run_code_is_refused_until_trusted(tmp_path, resnet, capsys):
-    content = {"state_dict": resnet.trunk.state_dict(), "extra": Sneaky()}
-    path = write(tmp_path / "pickle.pth", content)
-    with pytest.raises(UserError, match=r"needs [\w.]*print, .* add --trust-checkpoint"):
-        load_checkpoint(path)
-    assert "run by" not in capsys.readouterr().out
-    found, _ = load_checkpoint(path, trust=True)
-    assert same_weights(found, resnet)
-    assert "run by" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["noise.pth", "noise.safetensors"])
-def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, name):
-    (tmp_path / name).write_bytes(b"\x93not a checkpoint" * 10)
-    with pytest.raises(UserError, match="get it again"):
-        load_checkpoint(tmp_path / name)
-
-
-def test_a_truncated_checkpoint_is_refused_in_one_sentence(tmp_path, resnet):
-    path = write(tmp_path / "cut.pth", resnet.trunk.state_dict())
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(UserError, match="get it again"):
+
+
+def payload(path: Path) -> Malicious:
+    return Malicious(path.parent / "ran")
+
+
+def another_zip(path: Path, _: State) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+def without_end(path: Path, _: State) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, path)
+
+
+def old(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+WRITERS: dict[str, Callable[[Path, State], Any]] = {
+    "payload": lambda p, s: torch.save({"state_dict": s, "extra": payload(p)}, p),
+    "payload, old format": lambda p, s: old({"state_dict": s, "extra": payload(p)}, p),
+    "payload, newer protocol": lambda p, s: torch.save(payload(p), p, pickle_protocol=4),
+    "payload, plain pickle": lambda p, _: p.write_bytes(pickle.dumps(payload(p), protocol=4)),
+    "payload, plain and old": lambda p, _: p.write_bytes(pickle.dumps(payload(p), protocol=2)),
+    "truncated": lambda p, s: (torch.save(s, p), cut(p)),
+    "truncated, old format": lambda p, s: (old(s, p), cut(p)),
+    "truncated safetensors": lambda p, s: (save_file(s, p), cut(p)),
+    "web page": lambda p, _: p.write_text("\n<!DOCTYPE html><html>404 Not Found</html>"),
+    "LFS pointer": lambda p, _: p.write_text(LFS),
+    "empty": lambda p, _: p.touch(),
+    "folder": lambda p, _: p.mkdir(),
+    "noise": lambda p, _: p.write_bytes(b"\x93not a checkpoint" * 10),
+    "another zip": another_zip,
+    "tensor": lambda p, _: torch.save(torch.zeros(3), p),
+    "without end": without_end,
+    "nothing": lambda p, _: None,
+}
+DAMAGED = r"is not a PyTorch checkpoint or is damaged \(.+\); get it again"
+HOSTILE = {
+    "payload": r"is a pickle that needs \w+\.system, and .* add --trust-checkpoint",
+    "payload, old format": r"is a pickle that needs \w+\.system, and .* add --trust-checkpoint",
+    "payload, newer protocol": "is a pickle of a newer protocol than torch's, and .* add --trust",
+    "payload, plain pickle": "is a plain pickle, not torch's, and .* add --trust-checkpoint",
+    "payload, plain and old": r"is a (plain )?pickle.* and .* add --trust-checkpoint",
+    "truncated": DAMAGED,
+    "truncated, old format": DAMAGED,
+    "truncated safetensors": r"is not a whole safetensors file \(.*\); get it again",
+    "web page": "is an HTML or XML page, which is what a failed download leaves; get it again",
+    "LFS pointer": "is a Git LFS pointer, not what it points to; get it again",
+    "empty": "is empty; get it again",
+    "folder": "is a folder; give --ckpt the path of a checkpoint's file",
+    "noise": DAMAGED,
+    "another zip": DAMAGED,
+    "tensor": r"holds a Tensor where weights by name are needed; save its state_dict\(\) instead",
+    "without end": "is nested without end; get it again",
+    "nothing": "there is no checkpoint at .*; give --ckpt the path of a file",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_gives_one_sentence_and_status_2_and_runs_nothing(
+    tmp_path, resnet, kind, capsys
+):
+    path = tmp_path / ("x.safetensors" if "safetensors" in kind else "x.pth")
+    WRITERS[kind](path, resnet.trunk.state_dict())
+    with pytest.raises(UserError, match=HOSTILE[kind]):
         load_checkpoint(path)
+    with pytest.raises(SystemExit) as ended:
+        main("knn", ["--ckpt", str(path), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-def test_a_missing_file_and_a_bare_tensor_are_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint at"):
-        load_checkpoint(tmp_path / "none.pth")
-    with pytest.raises(UserError, match=r"holds a Tensor where weights by name are needed"):
-        load_checkpoint(write(tmp_path / "tensor.pth", torch.zeros(3)))
+def test_a_trusted_pickle_is_loaded_whatever_it_runs(tmp_path, resnet):
+    WRITERS["payload"](tmp_path / "x.pth", resnet.trunk.state_dict())
+    found, _ = load_checkpoint(tmp_path / "x.pth", trust=True)
+    assert same_weights(found, resnet) and (tmp_path / "ran").exists()
+
+
+def test_a_whole_model_that_was_pickled_needs_trust(tmp_path, resnet):
+    path = write(tmp_path / "model.pth", {"model": resnet.trunk.layer1})
+    with pytest.raises(UserError, match="add --trust-checkpoint"):
+        load_checkpoint(path)
+    with pytest.raises(UserError, match=r"holds no known trunk: .* but 0\.conv1\.weight"):
+        load_checkpoint(path, trust=True)
+
+
+def test_a_namespace_of_plain_values_needs_no_trust(tmp_path, resnet):
+    content = {"state_dict": resnet.trunk.state_dict(), "args": argparse.Namespace(lr=0.1)}
+    assert same_weights(load_checkpoint(write(tmp_path / "x.pth", content))[0], resnet)
