@@ -135,6 +135,9 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
 def center_crop(images: Tensor, transform: CenterCrop) -> Tensor:
     """Resize the shorter side, then crop the centre, as torchvision's Resize and CenterCrop.
 
+    With `squash` the second step is another resize, of the whole image, and `resize` 0 leaves out
+    the first.
+
     Args:
         images: uint8 (3, H, W) or (n, 3, H, W).
         transform: Sizes and interpolation.
@@ -146,7 +149,9 @@ def center_crop(images: Tensor, transform: CenterCrop) -> Tensor:
         UserError: The crop is larger than the resized image.
     """
     short, size = transform.resize, transform.size
-    if size > short:
+    if transform.squash and not short:
+        return resize(images, (size, size), transform.interpolation)
+    if size > short and not transform.squash:
         raise UserError(
             f"a centre crop of {size} px does not fit an image whose shorter side is resized to"
             f" {short} px; use resize >= size."
@@ -157,6 +162,8 @@ def center_crop(images: Tensor, transform: CenterCrop) -> Tensor:
     else:
         target = (int(short * height / width), short)
     resized = resize(images, target, transform.interpolation)
+    if transform.squash:
+        return resize(resized, (size, size), transform.interpolation)
     top, left = (round((side - size) / 2.0) for side in target)
     return resized[..., top : top + size, left : left + size]
 

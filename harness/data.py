@@ -1,4 +1,4 @@
-"""Data sets by name: `imagenet`, `cifar10`, `mnist5k`, and any folder with `train/` and `val/`.
+"""Data sets by name: `imagenet`, `cifar10`, `mnist5k`, `voc07`, and folders laid out alike.
 
 The only reader of DATA_ROOT. A data set is a name in a recipe; where it lies is the machine's
 business.
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import bundles, draws
+from harness import bundles, draws, voc
 from harness.errors import UserError
 from harness.folders import Listing, decode, list_split
 from harness.pixelcache import cached_pixels
 
 Split = Literal["train", "val"]
-NAMES = ("imagenet", "cifar10", "mnist5k")
+NAMES = ("imagenet", "cifar10", "mnist5k", "voc07")
 _HOW_TO_GET = {
     "imagenet": (
         "register at image-net.org, unpack ILSVRC2012 there as train/<wnid>/ and val/<wnid>/"
@@ -44,7 +44,7 @@ class ImageSet:
         name: The data set's name, or the folder it was given as.
         split: "train" or "val".
         classes: Class names; a label is a position in this list.
-        labels: int64 (n,).
+        labels: int64 (n,); of VOC (n, classes), 1 shown, 0 only difficult objects, -1 absent.
         checksum: SHA-256, hex, of the split. For sets of files: of the sorted relative paths and
             sizes in bytes, since reading 140 GB per job is out of the question. For sets in
             one file: of all pixels, then all labels.
@@ -83,9 +83,10 @@ def open_split(dataset: str, split: Split) -> ImageSet:
     """Open a split of a data set by its name.
 
     Args:
-        dataset: `mnist5k` (bundled), `cifar10` or `imagenet` (below DATA_ROOT), or a folder with
-            `train/<class>/` and `val/<class>/`, by its path or by its name below DATA_ROOT. With
-            `@10000` behind it, 10,000 images of train drawn once and for all; val stays whole.
+        dataset: `mnist5k` (bundled), `cifar10`, `imagenet` or `voc07` (below DATA_ROOT), or a
+            folder with `train/<class>/` and `val/<class>/` or with VOC's `ImageSets/Main`, by its
+            path or by its name below DATA_ROOT. With `@10000` behind it, 10,000 images of train
+            drawn once and for all; val stays whole. VOC's train is trainval, its val is test.
         split: "train" or "val".
 
     Raises:
@@ -98,6 +99,7 @@ def open_split(dataset: str, split: Split) -> ImageSet:
         "mnist5k": _open_mnist5k,
         "cifar10": _open_cifar10,
         "imagenet": lambda part: _open_folder("imagenet", _find_imagenet(), part),
+        "voc07": lambda part: _open_folder("voc07", voc.find_voc07(_data_root("voc07")), part),
     }
     name, at, count = dataset.rpartition("@")
     if at and count.isdigit():
@@ -197,7 +199,7 @@ def _find_folder(dataset: str) -> Path:
     if os.environ.get("DATA_ROOT") and not given.is_absolute():
         places.append(_data_root(dataset) / given)
     for folder in places:
-        if _is_split_folder(folder):
+        if _is_split_folder(folder) or voc.is_voc(folder):
             return folder
     looked = " and ".join(str(place) for place in places)
     close = difflib.get_close_matches(dataset, NAMES, n=1)
@@ -209,7 +211,7 @@ def _find_folder(dataset: str) -> Path:
 
 
 def _open_folder(name: str, folder: Path, split: Split) -> ImageSet:
-    listing = list_split(folder, split)
+    listing = (voc.list_voc if voc.is_voc(folder) else list_split)(folder, split)
     return ImageSet(
         name=name,
         split=split,

@@ -170,9 +170,14 @@ def open_pair(dataset: str) -> tuple[ImageSet, ImageSet]:
     """The train and val splits of a data set.
 
     Raises:
-        UserError: They don't have the same classes.
+        UserError: They don't have the same classes, or an image has several.
     """
     train, val = open_split(dataset, "train"), open_split(dataset, "val")
+    if train.labels.ndim > 1:
+        raise UserError(
+            f"data set {dataset!r} has several labels an image and this protocol takes one; use"
+            " protocols/voc07_svm.py or another data set."
+        )
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[:3]
         raise UserError(

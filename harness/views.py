@@ -58,6 +58,8 @@ class CenterCrop:
     resize: int = 256  # shorter side, pixels
     size: int = 224  # side of the square crop, pixels
     interpolation: Interpolation = "bicubic"
+    squash: bool = False  # bring the whole image to the square, whatever its shape, instead of
+    # cropping; with resize 0 directly
 
 
 # BYOL, Barlow Twins, CorInfoMax and VICReg's code. VICReg's paper symmetrises it instead.
