@@ -64,16 +64,10 @@ def labelled_subset(data: ImageSet, percent: float, kind: SubsetKind, seed: int)
         seed: Of the draw; a list is what it is.
 
     Raises:
-        UserError: No such list, another file under its name, images that are not there, or a
-            data set of several labels per image.
+        UserError: No such list, another file under its name, or images that are not there.
     """
     if not 0 < percent <= 100:
         raise UserError(f"percent={percent:g} of the train images can't be labelled; use 1 or 10")
-    if data.labels.ndim > 1:
-        raise UserError(
-            f"{data.name} shows several classes in an image and a subset needs one for each; use a "
-            "data set such as imagenet or cifar10"
-        )
     if kind == "simclr" or (kind == "auto" and data.name == "imagenet"):
         return _simclr(data, percent)
     indices = balanced(data.labels, percent, seed)

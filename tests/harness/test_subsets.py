@@ -109,12 +109,6 @@ def test_what_cannot_be_labelled_is_refused_in_one_sentence(percent, kind, said)
         labelled_subset(toy_split("train"), percent, kind, seed=0)
 
 
-def test_a_data_set_of_several_labels_per_image_is_refused():
-    data = replace(toy_split("train"), labels=np.ones((330, 6), dtype=np.int64))
-    with pytest.raises(UserError, match="toy shows several classes in an image"):
-        labelled_subset(data, 10.0, "balanced", seed=0)
-
-
 def test_draws_give_every_class_the_same_number_give_or_take_one():
     # As many images as SimCLR's 1 % list, in classes as unequal as ImageNet's.
     labels = np.repeat(np.arange(1000), np.linspace(732, 1830, 1000).astype(int))
