@@ -26,6 +26,8 @@ class Command:
     variant: str = ""  # named settings that the others below default to
     scale: str = "paper"  # shrink them: paper, cifar10, cifar10-mini or demo
     arch: str | None = None  # the backbone's name, where the file doesn't show it
+    family: str | None = None  # who released it, where the file doesn't show it: swav, simclr, byol
+    allow_partial: bool = False  # load what fits of a trunk that is not whole
     trust_checkpoint: bool = False  # load pickles that may run any code
     out: Path = Path("evaluations")  # gets <key>.json and <key>/predictions.npz
     seeds: tuple[int, ...] = ()  # several: one record each, mean and sd printed; else the setting
@@ -108,12 +110,16 @@ def _run(command: Command, protocols: Sequence[EvalProtocol]) -> list[tuple[Reco
     try:
         started = time.monotonic()
         backbone, info = load_checkpoint(
-            command.ckpt, arch=command.arch, trust=command.trust_checkpoint
+            command.ckpt,
+            arch=command.arch,
+            trust=command.trust_checkpoint,
+            allow_partial=command.allow_partial,
+            family=command.family,
         )
         say(info.report())
         done = []
         for protocol in protocols:
-            identity = (info.sha256, protocol, int(info.training.get("seed", 0)))
+            identity = (info.identity, protocol, int(info.training.get("seed", 0)))
             path = command.out / f"{fingerprint(*identity)}.json"
             record = None if command.again else dist.broadcast_object(_recorded(path, protocol))
             if record is None:

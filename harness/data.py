@@ -24,10 +24,14 @@ from harness.folders import Listing, decode, list_split
 from harness.pixelcache import cached_pixels
 
 Split = Literal["train", "val"]
-NAMES = ("imagenet", "cifar10", "mnist5k", "voc07")
+NAMES = ("imagenet", "cifar10", "mnist5k", "places205", "voc07")
 _HOW_TO_GET = {
     "imagenet": (
         "register at image-net.org, unpack ILSVRC2012 there as train/<wnid>/ and val/<wnid>/"
+    ),
+    "places205": (
+        "register at places.csail.mit.edu/user, and sort the images of its train and val lists"
+        " into train/<category>/ and val/<category>/ there"
     ),
     "cifar10": (
         "download cifar-10-python.tar.gz or cifar-10-binary.tar.gz from"
@@ -83,10 +87,11 @@ def open_split(dataset: str, split: Split) -> ImageSet:
     """Open a split of a data set by its name.
 
     Args:
-        dataset: `mnist5k` (bundled), `cifar10`, `imagenet` or `voc07` (below DATA_ROOT), or a
-            folder with `train/<class>/` and `val/<class>/` or with VOC's `ImageSets/Main`, by its
-            path or by its name below DATA_ROOT. With `@10000` behind it, 10,000 images of train
-            drawn once and for all; val stays whole. VOC's train is trainval, its val is test.
+        dataset: `mnist5k` (bundled), `cifar10`, `imagenet`, `places205` or `voc07` (below
+            DATA_ROOT), or a folder with `train/<class>/` and `val/<class>/` or with VOC's
+            `ImageSets/Main`, by its path or by its name below DATA_ROOT. With `@10000` behind it,
+            10,000 images of train drawn once and for all; val stays whole. VOC's train is
+            trainval, its val is test.
         split: "train" or "val".
 
     Raises:
@@ -98,7 +103,8 @@ def open_split(dataset: str, split: Split) -> ImageSet:
     openers: dict[str, Callable[[Split], ImageSet]] = {
         "mnist5k": _open_mnist5k,
         "cifar10": _open_cifar10,
-        "imagenet": lambda part: _open_folder("imagenet", _find_imagenet(), part),
+        "imagenet": lambda part: _open_folder("imagenet", _find_named("imagenet"), part),
+        "places205": lambda part: _open_folder("places205", _find_named("places205"), part),
         "voc07": lambda part: _open_folder("voc07", voc.find_voc07(_data_root("voc07")), part),
     }
     name, at, count = dataset.rpartition("@")
@@ -182,14 +188,15 @@ def list_folders(data: ImageSet) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def _find_imagenet() -> Path:
-    root = _data_root("imagenet")
-    for folder in (root / "imagenet", root):
+def _find_named(name: str) -> Path:
+    root = _data_root(name)
+    # DATA_ROOT itself may be ImageNet's folder, and no other's.
+    for folder in (root / name, *([root] if name == "imagenet" else [])):
         if _is_split_folder(folder):
             return folder
     raise UserError(
-        f"data set 'imagenet' needs the folders train/ and val/ in {root / 'imagenet'} (or in"
-        f" {root}) and they are not there; {_HOW_TO_GET['imagenet']}."
+        f"data set {name!r} needs the folders train/ and val/ in {root / name} and they are not"
+        f" there; {_HOW_TO_GET[name]}."
     )
 
 

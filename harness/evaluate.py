@@ -31,8 +31,8 @@ def evaluate(
     """Evaluate a checkpoint; every process calls it, the main one writes the record.
 
     Args:
-        recipe: What the checkpoint was trained by; None for one from elsewhere, which the
-            SHA-256 of its file then identifies.
+        recipe: What the checkpoint was trained by; None for one from elsewhere, which its
+            file's SHA-256 and how it is read then identify.
         protocol: How to evaluate.
         seed: The pretraining's.
         checkpoint: File of the weights.
@@ -45,7 +45,7 @@ def evaluate(
     dist.init()
     started = time.monotonic()
     backbone, info = load_checkpoint(checkpoint)
-    identity = (recipe if recipe is not None else info.sha256, protocol, seed)
+    identity = (recipe if recipe is not None else info.identity, protocol, seed)
     return measure(backbone, info, identity, workdir=workdir, records=records, started=started)
 
 
@@ -63,7 +63,7 @@ def measure(
     Args:
         backbone: The trunk.
         info: Where it came from.
-        identity: Recipe (or the checkpoint's SHA-256), protocol, seed: what the key is made of.
+        identity: Recipe (or the checkpoint's identity), protocol, seed: what the key is made of.
         workdir: See `evaluate`.
         records: See `evaluate`.
         started: `time.monotonic()` when the evaluation began.

@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from harness.errors import UserError
 from harness.protocol import Estimate, EvalProtocol, HeadTraining, Metric
 from harness.recipe import Reading
-from harness.views import CenterCrop, View
+from harness.views import BICUBIC, CROP_AND_FLIP, SMALL_SCALE_CROP, CenterCrop, View
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
     from harness.scale import Scale
 
-BICUBIC = CenterCrop()  # 256/224
-BILINEAR = CenterCrop(interpolation="bilinear")
-# Scale .08-1. Torchvision's RandomResizedCrop, which the field trains heads with, is bilinear.
-CROP_AND_FLIP = View(size=224, interpolation="bilinear", jitter_p=0.0, gray_p=0.0)
 # Learning rates for small features and few steps, where the papers' values say nothing.
 SMALL_SCALE_LR = (0.03, 0.1, 0.3, 1.0, 3.0)
-# imsvd d387689, CIFAR-10 linear evaluation: a crop of 8 % of a 32 px image shows next to nothing.
-SMALL_SCALE_CROP = (0.8, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from harness.protocol import Estimate, EvalProtocol, Metric
-from harness.views import CenterCrop
+from harness.views import BICUBIC, CenterCrop
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
     from harness.scale import Scale
-
-BICUBIC = CenterCrop()  # 256/224
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from harness.linear_probe import BICUBIC, BILINEAR, CROP_AND_FLIP, LinearProbe
+from harness.linear_probe import LinearProbe
+from harness.views import BILINEAR, CROP_AND_FLIP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Linear(LinearProbe):
 
 # dino 7c446df, eval_linear.py: cosine per epoch to 0, val bicubic, train crops bilinear, four CLS
 # tokens of a ViT-S. The R50's rate is that of its official log (dino issue 131).
-DINO_RESNET = Linear(lr=(0.3,), batch_size=1024, transform=BICUBIC)
+DINO_RESNET = Linear(lr=(0.3,), batch_size=1024)
 DINO_VIT = replace(DINO_RESNET, lr=(0.004,), last_blocks=4)
 # SVIB, linear evaluation: SGD, lr .3 (R50) or 1e-3 (ViT) at batch size 1024. Whether that is
 # before or after the rule lr * batch / 256 is not said: .3 effective is what DINO's own R50 log
@@ -52,7 +53,6 @@ BYOL = Linear(
     batch_size=1024,
     epochs=80,
     holdout=10_009 / 1_281_167,
-    transform=BICUBIC,
     train_view=replace(CROP_AND_FLIP, interpolation="bicubic"),
 )
 VARIANTS = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from harness.linear_probe import BILINEAR, LinearProbe
+from harness.linear_probe import LinearProbe
+from harness.views import BILINEAR
 
 
 @dataclass(frozen=True, kw_only=True)

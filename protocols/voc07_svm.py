@@ -57,7 +57,7 @@ class VOC07SVM(EvalProtocol):
     shots: tuple[int, ...] = ()  # positive images per class of low-shot SVMs; none: all of trainval
     samples: int = 5  # how often low-shot images are drawn
     sampling: Sampling = "per_class"  # each class its own negatives, or what all classes drew
-    seed: int = 0  # of the low-shot images
+    seed: int = 0  # of the low-shot images, and of their order in the solver
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -106,6 +106,7 @@ class VOC07SVM(EvalProtocol):
             ),
             solver=self.solver,
             low_shot=svm.LowShot(shots=self.shots, sampling=self.sampling, seed=self.seed),
+            seed=self.seed,
         )
         folder = workdir / "svm" / fingerprint(self, problem.digest())
         solve = self._low_shot if self.shots else self._full
