@@ -33,7 +33,6 @@ class Solver:
     positive_weight: float = 2.0  # of the loss on positive images; negative ones have 1
     tol: float = 1e-4  # when to stop
     max_iter: int = 2000  # passes over the images, at most
-    seed: int = 0  # of the order of images; VISSL takes whatever numpy's global state is
 
 
 class Images(NamedTuple):
@@ -87,6 +86,31 @@ class Problem:
     test: Images
     solver: Solver
     low_shot: LowShot
+    seed: int  # of the order of images in the solver; VISSL takes whatever numpy's global state is
+
+    def fit(self, features: np.ndarray, targets: np.ndarray, cost: float) -> LinearSVC:
+        """The SVM of one class; whether it converged is `unconverged`'s to say.
+
+        Args:
+            features: (n, d).
+            targets: (n,) of 1 and -1.
+            cost: C, the weight of the loss against the squared norm.
+        """
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.svm import LinearSVC
+
+        machine = LinearSVC(
+            C=cost,
+            class_weight={1: self.solver.positive_weight, -1: 1.0},
+            dual=True,  # pyright: ignore[reportArgumentType]
+            tol=self.solver.tol,
+            max_iter=self.solver.max_iter,
+            random_state=self.seed,
+        )
+        with warnings.catch_warnings():
+            # Large costs seldom converge in 2000 passes, in VISSL neither. They are counted.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return machine.fit(features, targets)
 
     def digest(self) -> str:
         """SHA-256 of the images, and the version of scikit-learn: results depend on both."""
@@ -108,32 +132,6 @@ def signs(labels: np.ndarray, difficult: Difficult) -> np.ndarray:
     """int8 signs of `Images` from VOC's labels, 1, 0 (only difficult objects) or -1."""
     left_out = -1 if difficult == "negative" else 0
     return np.where(labels == 0, left_out, labels).astype(np.int8)
-
-
-def fit(features: np.ndarray, targets: np.ndarray, cost: float, solver: Solver) -> LinearSVC:
-    """The SVM of one class; whether it converged is `unconverged`'s to say.
-
-    Args:
-        features: (n, d).
-        targets: (n,) of 1 and -1.
-        cost: C, the weight of the loss against the squared norm.
-        solver: The other settings.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.svm import LinearSVC
-
-    machine = LinearSVC(
-        C=cost,
-        class_weight={1: solver.positive_weight, -1: 1.0},
-        dual=True,  # pyright: ignore[reportArgumentType]
-        tol=solver.tol,
-        max_iter=solver.max_iter,
-        random_state=solver.seed,
-    )
-    with warnings.catch_warnings():
-        # Large costs seldom converge in 2000 passes, in VISSL neither. They are counted instead.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return machine.fit(features, targets)
 
 
 def unconverged(machine: LinearSVC) -> bool:
@@ -178,7 +176,7 @@ def cross_validate(problem: Problem, folds: int, task: tuple[int, float]) -> np.
     found = []
     for kept, held in StratifiedKFold(folds).split(rows, targets):
         features = problem.train.features
-        machine = fit(features[rows[kept]], targets[kept], cost, problem.solver)
+        machine = problem.fit(features[rows[kept]], targets[kept], cost)
         scores = machine.decision_function(features[rows[held]])
         found.append((average_precision_score(targets[held], scores), unconverged(machine)))
     precision, stopped = np.array(found).T
@@ -189,7 +187,7 @@ def train_and_score(problem: Problem, task: tuple[int, float]) -> np.ndarray:
     """Decisions (test images,) of the SVM that all of trainval makes for (class, cost)."""
     target, cost = task
     rows, targets = _rows_of(problem.train, target)
-    machine = fit(problem.train.features[rows], targets, cost, problem.solver)
+    machine = problem.fit(problem.train.features[rows], targets, cost)
     return decisions([machine], problem.test.features)[0]
 
 
@@ -223,7 +221,7 @@ def low_shot_scores(
                 f"sample {sample} of {shots} shots shows class {target} in all of its images or in"
                 " none; use other shots or another seed."
             )
-        machines += [fit(drawn, targets, cost, problem.solver) for cost in trials]
+        machines += [problem.fit(drawn, targets, cost) for cost in trials]
     found = decisions(machines, problem.test.features)
     return found.reshape(len(problem.low_shot.shots), -1, found.shape[1])
 

@@ -31,7 +31,7 @@ def blobs(count: int, *, classes: int = 4, width: int = 30, seed: int = 0) -> Im
 def problem(**low_shot) -> Problem:
     draw = {"shots": (), "sampling": "per_class", "seed": 0} | low_shot
     return Problem(
-        train=blobs(200), test=blobs(120, seed=1), solver=SOLVER, low_shot=LowShot(**draw)
+        train=blobs(200), test=blobs(120, seed=1), solver=SOLVER, low_shot=LowShot(**draw), seed=0
     )
 
 
