@@ -147,8 +147,9 @@ def _read(
             f"{annotations} is not a file of COCO instances ({type(error).__name__}: {error}); "
             "restore it"
         ) from error
-    if not listed:
-        raise UserError(f"{annotations} lists no images; restore it")
+    if not listed or len(objects) < len(listed):
+        problem = "an image id twice" if listed else "no images"
+        raise UserError(f"{annotations} lists {problem}; restore it")
     texts = [json.dumps(of_image).encode() for of_image in objects]
     return CocoSplit(
         name=dataset,

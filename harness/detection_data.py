@@ -5,6 +5,7 @@ For the torchvision engine; detectron2 has a loader of its own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -209,11 +210,21 @@ def _mask(segmentation: Any, original: tuple[int, int], size: tuple[int, int]) -
     if isinstance(segmentation, list):
         scale = np.array([size[1] / original[1], size[0] / original[0]])
         polygons = [(np.reshape(one, (-1, 2)) * scale).ravel().tolist() for one in segmentation]
-        return rle.decode(rle.merge(rle.frPyObjects(polygons, *size)))
+        return _decoded(rle.merge(rle.frPyObjects(polygons, *size)))
     if isinstance(segmentation["counts"], list):
         segmentation = rle.frPyObjects(segmentation, *original)
-    mask = torch.from_numpy(rle.decode(segmentation))
+    mask = torch.from_numpy(_decoded(segmentation))
     return transforms.resize(mask[None], list(size), InterpolationMode.NEAREST)[0].numpy()
+
+
+def _decoded(code: Any) -> np.ndarray:
+    """uint8 (h, w) of a run-length code."""
+    from pycocotools import mask as rle
+
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 has no `copy` in its __array__, as numpy 2 wants it.
+        warnings.filterwarnings("ignore", message="__array__ implementation")
+        return rle.decode(code)
 
 
 class _Caught(Dataset[Any]):

@@ -23,7 +23,7 @@ def make_coco(root: Path, *, images: int = 6, val: int = 5, side: int = 64) -> P
         listed, annotations = [], []
         for number in range(count):
             # Ids that are in no order and don't start at 1.
-            image = {"id": 100 + (7 * number) % count, "file_name": f"{split}-{number}.png"}
+            image = {"id": 100 + (number + 2) % count, "file_name": f"{split}-{number}.png"}
             width, height = (side, side * 3 // 4) if number % 3 else (side * 3 // 4, side)
             objects, pixels = _draw(random, width, height)
             Image.fromarray(pixels).save(folder / image["file_name"])
@@ -48,7 +48,9 @@ def _draw(
         y = random.uniform(0, height - size)
         if category == 3:
             corners = [(x, y), (x + size, y), (x + size, y + size), (x, y + size)]
-            inside = (abs(columns - x - size / 2) < size / 2) & (abs(rows - y - size / 2) < size / 2)
+            inside = (abs(columns - x - size / 2) < size / 2) & (
+                abs(rows - y - size / 2) < size / 2
+            )
         else:
             turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
             middle = np.array([x, y]) + size / 2
