@@ -58,8 +58,7 @@ class CenterCrop:
     resize: int = 256  # shorter side, pixels
     size: int = 224  # side of the square crop, pixels
     interpolation: Interpolation = "bicubic"
-    squash: bool = False  # bring the whole image to the square, whatever its shape, instead of
-    # cropping; with resize 0 directly
+    squash: bool = False  # resize all of the image to the square, no crop; resize=0: directly
 
 
 # What the field trains and evaluates heads with. Torchvision's RandomResizedCrop is bilinear.

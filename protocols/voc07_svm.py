@@ -76,8 +76,8 @@ class VOC07SVM(EvalProtocol):
         """Mean average precision in percent over classes, and low-shot over samples too.
 
         Every process holds the features of all images (4 bytes x images x width), and each worker
-        that solves an SVM copies of trainval's (24 bytes x images x width: 1 GB at 8,192). What
-        is solved is kept below `workdir/svm`. `predictions.npz` holds the decision values:
+        that solves an SVM copies of trainval's (28 bytes x images x width: 1.2 GB at 8,192).
+        What is solved is kept below `workdir/svm`. `predictions.npz` holds the decision values:
         `decisions` (test images, classes), low-shot `decisions_k<shots>` (test images, classes,
         samples).
 
@@ -134,20 +134,22 @@ class VOC07SVM(EvalProtocol):
                 f"data set {self.dataset!r} does not say of each image which of two or more"
                 " classes it shows; use voc07 or a folder with VOC's ImageSets/Main."
             )
-        if not self.costs or min(self.costs) <= 0 or self.folds < 2 or self.samples < 1:
+        least = {"costs": min(self.costs, default=0), "folds": self.folds - 1}
+        least |= {"shots": min(self.shots, default=1), "samples": self.samples}
+        if wrong := [name for name, value in least.items() if value <= 0]:
             raise UserError(
-                f"costs={self.costs}, folds={self.folds} and samples={self.samples} must be one or"
-                " more positive numbers, at least 2 and at least 1; the defaults are VISSL's."
+                f"{wrong[0]}={getattr(self, wrong[0])} does not do: costs and shots are positive,"
+                " folds at least 2, samples at least 1; VISSL's are the defaults."
             )
         trained = signs(train.labels, self.difficult_train)
         tested = signs(test.labels, self.difficult_test)
         positive, negative = ((trained == sign).sum(axis=0).tolist() for sign in (1, -1))
-        least = self.folds if len(self.costs) > 1 and not self.shots else 1
+        needed = self.folds if len(self.costs) > 1 and not self.shots else 1
         for name, has, lacks in zip(train.classes, positive, negative, strict=True):
-            if min(has, lacks) < least:
+            if min(has, lacks) < needed:
                 raise UserError(
                     f"class {name!r} has {has} positive and {lacks} negative images in trainval,"
-                    f" and {least} of each are needed (folds={self.folds}); use a larger data set,"
+                    f" and {needed} of each are needed (folds={self.folds}); use a larger data set,"
                     " fewer folds or a single cost."
                 )
         for name, count in zip(train.classes, (tested == 1).sum(axis=0), strict=True):

@@ -369,8 +369,11 @@ def test_settings_that_do_not_fit_are_explained(tmp_path):
             replace(TOY, shots=(1, 96)).run(backbone, tmp_path)
         with pytest.raises(UserError, match=r"class 'class 0' has \d+ positive .* 40 of each"):
             replace(TOY, folds=40).run(backbone, tmp_path)
-        with pytest.raises(UserError, match=r"costs=\(\), .* the defaults are VISSL's"):
-            replace(TOY, costs=()).run(backbone, tmp_path)
+        for setting, value in (("costs", ()), ("costs", (0.0, 1.0)), ("folds", 1), ("shots", (0,))):
+            with pytest.raises(
+                UserError, match=rf"{setting}=.* does not do: costs and shots are po"
+            ):
+                replace(TOY, **{setting: value}).run(backbone, tmp_path)
     with toy_data(images=6, difficult=0.95), pytest.raises(UserError, match=r"each are needed"):
         TOY.run(backbone, tmp_path)
     with pytest.raises(UserError, match=r"data set 'mnist5k' does not say of each image which of"):
