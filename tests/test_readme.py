@@ -14,6 +14,7 @@ from harness import registry
 from harness.backbone import build_backbone
 from harness.checkpoint import save_backbone
 from harness.recipe import BackboneSpec
+from tests.results import sample
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,6 +49,10 @@ def test_the_readme_shows_the_two_commands_first():
 def test_each_command_of_reproduce_is_understood(command, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()  # one for all commands: plans are cached there
     _, script, *arguments = shlex.split(command)
+    if arguments[0] == "explain":
+        paths = [sample.record(key, 70.0).save(folder) for key in ("A", "B")]
+        assert "nothing that would explain" in run([str(ROOT / script), "explain", *map(str, paths)], folder)
+        return
     if not MODES & set(arguments):
         arguments.append("--plan")
     folders = [f"--{name}={folder / name}" for name in ("runs", "records", "out")]
@@ -64,9 +69,9 @@ def test_each_command_of_a_protocol_runs(command, tmp_path):
     save_backbone(backbone, checkpoint)
     if "--dataset" in arguments:
         arguments[arguments.index("--dataset") + 1] = "mnist5k"
-    arguments += ["--scale", "demo", *(["--epochs", "1"] if "linear" in script else [])]
+    arguments += ["--scale", "demo", *(["--epochs", "1"] if "knn" not in script else [])]
     output = run([str(ROOT / script), *arguments], tmp_path)
-    assert re.search(r"(knn_20|linear_top1) +\|? *\d", output), output
+    assert re.search(r"(knn_20|linear_top1|semisup_top1) +\|? *\d", output), output
 
 
 def test_the_recipe_named_for_torchrun_exists():
