@@ -52,13 +52,20 @@ FAMILIES: dict[str, Family] = {
     "w_mse": Family(),
     "torchvision": Family(),
     "timm": Family(),
+    "augreg": Family(pixels=Pixels(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))),  # Google's ViTs
 }
-_ANONYMOUS = ("torchvision", "timm")  # names of layers that everybody uses
+# Names of layers that everybody uses, and whom they leave in doubt.
+_ANONYMOUS = {
+    "torchvision": "if SwAV, Google's SimCLR or DeepMind's BYOL did, add --family swav, simclr or "
+    "byol",
+    "timm": "if MoCo v3 did, or Google's AugReg (mean and std .5), add --family moco_v3 or augreg",
+}
 _HINTS = {
     "swav": r"swav|deepcluster|sela",
     "simclr": r"simclr",
     "byol": r"byol",
     "moco_v3": r"moco.?v3",
+    "augreg": r"augreg",
 }
 
 
@@ -136,7 +143,7 @@ def _signs_of_heads(layout: Layout, lightning: bool) -> Iterator[tuple[str, str]
     }
     yield from ((name, because) for name, need, because in signs if fits[name] and need <= heads)
     if prefix == "model.module.":
-        yield "w_mse", "model.module. before its names"
+        yield "w_mse", "model.module. before every name"
     if EXPANSION in layout.trunk:
         yield "dissl", "a resizer before the average pool"
 
@@ -167,7 +174,4 @@ def hint(path: Path, name: str, because: str) -> str:
     family = next(looks, None)
     if family is not None:
         return f"the file's name looks like {family}'s: if it is, add --family {family}"
-    return (
-        "nothing in it says who trained it: if SwAV, SimCLR, BYOL or MoCo v3 did, add --family "
-        "swav, simclr, byol or moco_v3"
-    )
+    return f"nothing in it says who trained it: {_ANONYMOUS[name]}"

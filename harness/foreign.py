@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from harness import families, layouts
-from harness.backbone import Backbone, build_backbone
+from harness.backbone import BACKBONES, Backbone, build_backbone
 from harness.checkpoint import FORMAT, load_backbone
 from harness.errors import UserError
 from harness.layouts import Layout, State
@@ -113,8 +114,8 @@ def load_checkpoint(
         raise _refusal(path, arch, fit)
     backbone.trunk.load_state_dict(backbone.trunk.state_dict() | fit.fitting)
     if family is None:
-        told = f": it has {because}" if because else ""
-        about = (f"family {seen}{told}", families.hint(path, seen, because))
+        told = f"family {seen}: it has {because}" if because else ""
+        about = (told, families.hint(path, seen, because))
     else:
         about = (f"family {family}, as told",)
     notes = (*_losses(fit), *about, *_reading(backbone), *_converted(layout.trunk))
@@ -172,7 +173,7 @@ def _fit(backbone: Backbone, layout: Layout) -> _Fit:
         elif given[name].shape != value.shape:
             shapes = f"{tuple(given[name].shape)} instead of {tuple(value.shape)}"
             odd.append((name, f"has {name} of shape {shapes}"))
-        elif not bool(given[name].isfinite().all()):
+        elif not _finite(given[name]):
             odd.append((name, f"has values in {name} that are not finite"))
         else:
             fitting[name] = given[name]
@@ -185,6 +186,14 @@ def _fit(backbone: Backbone, layout: Layout) -> _Fit:
         absent=(*missing, *(name for name, _ in odd)),
         problems=tuple(problems),
     )
+
+
+def _finite(value: torch.Tensor) -> bool:
+    """Whether it has no NaN and no infinity; extremes need no copy, unlike isfinite()."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    value = value.float() if value.itemsize == 1 else value  # float8 has no extremes of its own
+    return all(math.isfinite(extreme) for extreme in torch.stack(value.aminmax()).tolist())
 
 
 def _refusal(path: Path, arch: str, fit: _Fit) -> UserError:
@@ -215,11 +224,12 @@ def _reading(backbone: Backbone) -> tuple[str, ...]:
     notes = [f"images are normalised by mean {pixels.mean} and std {pixels.std}"]
     if name.endswith("_same"):
         notes.append('layers of stride 2 pad as TensorFlow\'s "SAME" does')
-    if "_cifar" in name:
-        base = name.partition("_cifar")[0]
+    base, cifar, _ = name.partition("_cifar")
+    if cifar:
+        others = [n for n in BACKBONES if n.startswith(base + cifar) and n != name]
         notes.append(
-            f"its 3x3 stem is read as {name}: --arch {base}_cifar is without max-pool, _cifar_pool "
-            "with it, _cifar_pad2 padded by 2"
+            f"its 3x3 stem is read as {name}'s, which weights don't show; also known: "
+            + (", ".join(others) or "none")
         )
     return tuple(notes)
 

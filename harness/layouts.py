@@ -88,7 +88,11 @@ def find(path: Path, content: Mapping[str, Any]) -> Layout:
     if state is not None:
         container = "experiment_state"
     else:
-        state = {k: v for k, v in values.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        state = {
+            name: value
+            for name, value in values.items()
+            if isinstance(name, str) and isinstance(value, Tensor) and not value.is_sparse
+        }
     found = _search(state, _PROBES) or _search(state, _LATER_PROBES)
     if found is None:
         raise _no_trunk(path, state)

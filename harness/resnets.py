@@ -76,7 +76,8 @@ def build(plan: Plan, *, zero_init_residual: bool) -> Any:
     if plan.same:
         _pad_as_tensorflow(trunk)
     if plan.wide_output is not None:
-        trunk.avgpool = nn.Sequential(Expansion(plan.wide_output), trunk.avgpool)
+        expansion = Expansion(trunk.fc.in_features, plan.wide_output)
+        trunk.avgpool = nn.Sequential(expansion, trunk.avgpool)
         trunk.fc = nn.Linear(plan.wide_output, 1)
     return trunk
 
@@ -159,12 +160,12 @@ def _pad_as_tensorflow(trunk: Any) -> None:
 
 
 class Expansion(nn.Module):
-    """DISSL's block before the average pool: a bottleneck from 2,048 to more channels.
+    """DISSL's block before the average pool: a bottleneck to more channels.
 
     Its input, repeated to that many channels, is added (DISSL @d4548c4, hub/resnet_dim.py).
     """
 
-    def __init__(self, channels: int, *, given: int = 2048, hidden: int = 512) -> None:
+    def __init__(self, given: int, channels: int, hidden: int = 512) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(given, hidden, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)

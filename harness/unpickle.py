@@ -23,6 +23,8 @@ _REFUSED = re.compile(
     r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|Unsupported class|unrecognized function) "
     r"(\S+)"
 )
+# What damaged bytes raise: torch also asserts that storages it is told of are there.
+_BROKEN = (*UNREADABLE, AssertionError, ArithmeticError, MemoryError)
 _NO_CHECKPOINT = (
     (b"<", "an HTML or XML page, which is what a failed download leaves"),
     (b"version https://git-lfs", "a Git LFS pointer, not what it points to"),
@@ -47,7 +49,7 @@ def read(path: Path, trust: bool) -> Mapping[str, Any]:
         return _safetensors(path)
     try:
         content = _trusted(path, head) if trust else _restricted(path)
-    except UNREADABLE as error:
+    except _BROKEN as error:
         if not trust and (what := _what_needs_trust(path, head, str(error))):
             raise UserError(
                 f"{path} is {what}, and loading that may run any code; if you trust where it comes "
@@ -94,7 +96,7 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 
     try:
         return load_file(path)
-    except (SafetensorError, *UNREADABLE) as error:
+    except (SafetensorError, *_BROKEN) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); get it again"
         ) from error
@@ -165,3 +167,12 @@ class Unknown:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Lightning's hyper-parameters are a kind of dict, other objects a kind of list."""
+
+    def append(self, value: Any) -> None:
+        """See `__setitem__`."""
+
+    def extend(self, values: Any) -> None:
+        """See `__setitem__`."""

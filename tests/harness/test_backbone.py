@@ -65,8 +65,8 @@ def by_formula(trunk: nn.Module) -> None:
     for i, (name, value) in enumerate(sorted(trunk.state_dict().items())):
         if not value.is_floating_point():
             continue
-        ramp = torch.arange(value.numel(), dtype=torch.float64)
-        wave = torch.sin(ramp * (0.37 + 0.01 * (i % 50)) + i).reshape(value.shape).float()
+        ramp = torch.arange(value.numel()) * (37 + i) % 1009
+        wave = (ramp / 504.5 - 1).reshape(value.shape)
         if value.dim() > 1:
             value.copy_(wave * (2 / value[0].numel()) ** 0.5)
         elif name.endswith("weight"):
@@ -77,10 +77,10 @@ def by_formula(trunk: nn.Module) -> None:
 
 # Features 0, 1, 100 and the last of one 64 px image, with the weights above, by the code of
 # chigur/byol-convert @e527ae6 (resnet.py), YannDubs/Invariant-Self-Supervised-Learning @d4548c4
-# (hub/resnet_dim.py); torchvision's padding would give .319593, .258041, .209777, 0.
+# (hub/resnet_dim.py); torchvision's padding would give .239552, 0., .001071, .22285.
 GOLDEN = {
-    "resnet50_same": (0.320902, 0.288151, 0.19134, 0.0),
-    "resnet50_d8192": (0.304448, 0.32514, 0.118587, 0.271401),
+    "resnet50_same": (0.254657, 0.0, 0.0, 0.22231),
+    "resnet50_d8192": (0.058619, 0.031947, 0.191004, 0.185656),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -227,9 +228,9 @@ DAMAGED = r"is not a PyTorch checkpoint or is damaged \(.+\); get it again"
 HOSTILE = {
     "payload": r"is a pickle that needs \w+\.system, and .* add --trust-checkpoint",
     "payload, old format": r"is a pickle that needs \w+\.system, and .* add --trust-checkpoint",
-    "payload, newer protocol": "is a pickle of a newer protocol than torch's, and .* add --trust",
+    "payload, newer protocol": "is a pickle of a newer protocol than torch's, .* add --trust-checkpoint",
     "payload, plain pickle": "is a plain pickle, not torch's, and .* add --trust-checkpoint",
-    "payload, plain and old": r"is a (plain )?pickle.* and .* add --trust-checkpoint",
+    "payload, plain and old": r"is a (plain )?pickle.*, and .* add --trust-checkpoint",
     "truncated": DAMAGED,
     "truncated, old format": DAMAGED,
     "truncated safetensors": r"is not a whole safetensors file \(.*\); get it again",
@@ -241,7 +242,7 @@ HOSTILE = {
     "another zip": DAMAGED,
     "tensor": r"holds a Tensor where weights by name are needed; save its state_dict\(\) instead",
     "without end": "is nested without end; get it again",
-    "nothing": "there is no checkpoint at .*; give --ckpt the path of a file",
+    "nothing": "is no checkpoint at .*; give --ckpt the path of a file",
 }
 
 
@@ -251,13 +252,11 @@ def test_a_hostile_file_gives_one_sentence_and_status_2_and_runs_nothing(
 ):
     path = tmp_path / ("x.safetensors" if "safetensors" in kind else "x.pth")
     WRITERS[kind](path, resnet.trunk.state_dict())
-    with pytest.raises(UserError, match=HOSTILE[kind]):
-        load_checkpoint(path)
     with pytest.raises(SystemExit) as ended:
         main("knn", ["--ckpt", str(path), "--out", str(tmp_path / "out")])
     said = capsys.readouterr()
     assert ended.value.code == 2 and said.out == ""
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert re.fullmatch(rf"error: (\S+|there) {HOSTILE[kind]}\n", said.err)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
