@@ -228,7 +228,7 @@ DAMAGED = r"is not a PyTorch checkpoint or is damaged \(.+\); get it again"
 HOSTILE = {
     "payload": r"is a pickle that needs \w+\.system, and .* add --trust-checkpoint",
     "payload, old format": r"is a pickle that needs \w+\.system, and .* add --trust-checkpoint",
-    "payload, newer protocol": "is a pickle of a newer protocol than torch's, .* add --trust-checkpoint",
+    "payload, newer protocol": "is a pickle of a newer protocol .* add --trust-checkpoint",
     "payload, plain pickle": "is a plain pickle, not torch's, and .* add --trust-checkpoint",
     "payload, plain and old": r"is a (plain )?pickle.*, and .* add --trust-checkpoint",
     "truncated": DAMAGED,
