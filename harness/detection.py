@@ -30,20 +30,20 @@ class DetectorTraining:
     model: Literal["c4", "fpn"] = "c4"  # res4 features with a res5 head, or a feature pyramid
     norm: Literal["SyncBN", "naiveSyncBN"] = "SyncBN"  # detectron2's batch norm over processes
     lr: float = 0.02  # at `batch_size`, after the warm-up
-    iterations: int = 90_000
+    iterations: int = 90_000  # batches
     milestones: tuple[int, ...] = (60_000, 80_000)  # iterations at which the rate drops
     drop: float = 0.1  # what the rate is then multiplied by
     warmup: int = 1000  # iterations of linear warm-up
     warmup_factor: float = 0.001  # of the rate, where the warm-up starts
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD
     weight_decay: float = 1e-4  # of all but batch norms
     batch_size: int = 16  # images, global
     train_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side, one is drawn
     test_side: int = 800  # shorter side of val images, pixels
     max_side: int = 1333  # of the longer side, pixels
-    train_proposals: tuple[int, int] = (12_000, 2000)  # per image before and after NMS; the first
-    # is per level of a pyramid
-    test_proposals: tuple[int, int] = (6000, 1000)  # likewise
+    # The first number of each is per level of a pyramid.
+    train_proposals: tuple[int, int] = (12_000, 2000)  # per train image, before and after NMS
+    test_proposals: tuple[int, int] = (6000, 1000)  # per val image, likewise
     anchors_per_image: int = 256  # that the loss of the proposals samples
     rois_per_image: int = 512  # that the loss of the heads samples
     detections: int = 100  # per val image, at most

@@ -307,7 +307,7 @@ def _detect(model: nn.Module, data: CocoSplit, cfg: Any) -> list[dict[str, Any]]
         num_workers=loader_workers(),
     )
     found: list[dict[str, Any]] = []
-    with torch.no_grad():
+    with torch.no_grad(), _seeded(0):
         batches = track(loader, label=f"detections in {data.name} {data.split}", total=len(mine))
         for images in batches:
             instances = model(images)[0]["instances"].to("cpu")

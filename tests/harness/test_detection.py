@@ -390,19 +390,30 @@ def test_a_converted_trunk_gives_the_same_features_bit_for_bit(model, name):
 @needs_detectron2
 @quiet
 @pytest.mark.parametrize("model", ["c4", "fpn"])
-def test_detectron2_trains_resumes_and_evaluates(toy, tmp_path, model, capsys):
+def test_detectron2_trains_resumes_and_evaluates(toy, tmp_path, model, capsys, monkeypatch):
+    from harness import detection_detectron2
     from harness.detection_detectron2 import fine_tune
 
+    def die(bar: Any) -> None:
+        if bar.trainer.iter == 1:
+            raise KilledError
+
+    monkeypatch.setattr(detection_detectron2, "loader_workers", lambda: 0)
     train_split, val = open_coco_pair(toy)
     settings = replace(SMALL, model=model, engine="detectron2", iterations=2)
     backbone = trunk("resnet50" if model == "c4" else "resnet18")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     state = torch.get_rng_state()
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(detection_detectron2, "SAVE_ITERATIONS", 1)
+        patched.setattr(detection_detectron2._Bar, "before_step", die)
+        fine_tune(backbone, train_split, settings, tmp_path)
     found = fine_tune(backbone, train_split, settings, tmp_path)(val)
     assert torch.get_rng_state().equal(state)
     assert all(value.equal(before[name]) for name, value in backbone.state_dict().items())
     assert {row["image_id"] for row in found} <= set(val.image_ids.tolist())
     assert {row["category_id"] for row in found} <= {3, 7}
+    assert "going on from iteration 1" in capsys.readouterr().err
     # What was trained is not trained again.
     assert fine_tune(backbone, train_split, settings, tmp_path)(val) == found
     assert "going on from iteration 2" in capsys.readouterr().err
