@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -67,6 +70,21 @@ def _file(folder: Path, task: tuple) -> Path:
     return folder / f"{'-'.join(map(str, task))}.npy"
 
 
+def _end_with_parent() -> Callable[[], None]:
+    """What a worker does first: watch this process, and end when it was killed.
+
+    A worker would wait for ever for the rest of a task that was being sent to it.
+    """
+    parent = os.getpid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    return lambda: threading.Thread(target=watch, daemon=True).start()
+
+
 def _solved(
     solve: Callable[[Task], np.ndarray], tasks: list[tuple[int, Task]]
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -74,14 +92,16 @@ def _solved(
     import joblib
     from joblib.externals.loky import get_reusable_executor
 
+    # Local functions reach the workers without this module's torch.
     def numbered(row: int, task: Task) -> tuple[int, np.ndarray]:
-        return row, solve(task)  # a local function reaches the workers without this module's torch
+        return row, solve(task)
 
     jobs = max(min(loader_workers(), len(tasks)), 1)
-    # Threads would not do: liblinear draws from one generator per process.
-    run: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     try:
-        yield from run(joblib.delayed(numbered)(row, task) for row, task in tasks)
+        # Threads would not do: liblinear draws from one generator per process.
+        with joblib.parallel_config("loky", initializer=_end_with_parent()):
+            run: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+            yield from run(joblib.delayed(numbered)(row, task) for row, task in tasks)
     except BrokenProcessPool as error:
         raise UserError(
             "a worker was killed, most likely for want of memory; start the same command again with"

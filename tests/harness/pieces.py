@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +32,9 @@ def die(task: tuple[int]) -> np.ndarray:
 
 def imported_torch(task: tuple[int]) -> np.ndarray:
     return np.array(["torch" in sys.modules])
+
+
+def nap(folder: Path, task: tuple[int]) -> np.ndarray:
+    (folder / f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+    return np.zeros(task)

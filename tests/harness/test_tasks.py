@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +21,7 @@ def one_core(monkeypatch):
     monkeypatch.setattr(tasks, "loader_workers", lambda: 0)
 
 
+ROOT = Path(__file__).parents[2]
 TASKS = [(base, 2.0) for base in (5, 4, 3, 2, 1)]
 SQUARES = [[25, -1], [16, -1], [9, -1], [4, -1], [1, -1]]
 
@@ -73,3 +78,33 @@ def test_a_worker_killed_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "loader_workers", lambda: 2)
     with pytest.raises(UserError, match=r"a worker was killed, most likely for want of memory"):
         solve_all(die, [(1,), (2,)], (1,), folder=tmp_path, label="deaths")
+
+
+def test_workers_end_when_their_process_is_killed(tmp_path):
+    code = (
+        "import sys; from functools import partial; from pathlib import Path\n"
+        "from harness import tasks; from tests.harness.pieces import nap\n"
+        "tasks.loader_workers = lambda: 2; folder = Path(sys.argv[1])\n"
+        "tasks.solve_all(partial(nap, folder), [(1,), (2,)], (1,), folder=folder, label='naps')"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    started.kill()
+    started.wait()
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    until(lambda: not any(map(alive, workers)))
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120  # of a machine that has much else to do
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that ended without anybody waiting for it does not."""
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True)
+    return bool(done.stdout.strip()) and not done.stdout.startswith("Z")
