@@ -29,22 +29,34 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def hardware() -> str:
+    """Name of this process's GPU, or the CPU's architecture."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+
+
+def job_id() -> str | None:
+    """SLURM's id of the job that this process belongs to, as squeue writes it; None outside."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def environment() -> dict[str, Any]:
     """What the numbers were measured with: commit, versions, hardware, processes, job, command."""
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     status = _git("status", "--porcelain", "--untracked-files=no")
-    cuda = torch.cuda.is_available()
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "versions": versions,
-        "hardware": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "hardware": hardware(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": dist.world(),
         "host": platform.node(),
-        "job": os.environ.get("SLURM_JOB_ID"),
+        "job": job_id(),
         "command": shlex.join(sys.argv),
         "log": _log(),
     }

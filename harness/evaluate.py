@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness import dist
-from harness.environment import environment, peak_memory_bytes
+from harness.environment import environment, hardware, job_id, peak_memory_bytes
 from harness.foreign import CheckpointInfo, load_checkpoint
 from harness.recipe import Recipe, fingerprint, resolved
-from harness.record import Record
+from harness.record import Cost, Record
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
@@ -72,6 +72,7 @@ def measure(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     found = protocol.run(backbone, workdir)
+    cost = _cost(time.monotonic() - started)
     record = Record(
         key=fingerprint(*identity),
         slot=fingerprint(*identity, versions=False),
@@ -93,12 +94,57 @@ def measure(
         },
         data=protocol.data(),
         predictions=str(workdir / protocol.predictions),
-        seconds=time.monotonic() - started,
+        seconds=cost.seconds,
         pretrain_seconds=info.training.get("seconds", 0.0),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=cost.peak_memory_bytes,
+        cost=cost,
+        pretrain_cost=pretrain_cost(info.training),
         environment=environment(),
     )
     if dist.is_main():
         record.save(records)
     dist.barrier()
     return record
+
+
+def _cost(seconds: float) -> Cost:
+    """What this evaluation took; every process calls it."""
+    peak = torch.tensor([peak_memory_bytes()], device=dist.device())
+    gpus = dist.world() if torch.cuda.is_available() else 0
+    job = job_id()
+    return Cost(
+        seconds=seconds,
+        processes=dist.world(),
+        gpus=gpus,
+        gpu_hours=gpus * seconds / 3600,
+        hardware=hardware(),
+        peak_memory_bytes=int(dist.gather_rows(peak).max()),
+        jobs=(job,) if job else (),
+    )
+
+
+def pretrain_cost(training: dict[str, Any]) -> Cost | None:
+    """What a pretraining took, from what its trainer wrote into backbone.pt; None without that.
+
+    Args:
+        training: `CheckpointInfo.training`, empty for a checkpoint from elsewhere.
+    """
+    seconds = training.get("seconds")
+    if seconds is None:
+        return None
+    processes = training.get("processes", 1)
+    gpus = processes if training.get("device") == "cuda" else 0
+    recipe, data = training.get("recipe", {}), training.get("data", {})
+    size = recipe.get("batch_size", 1)
+    # the last, smaller batch of an epoch is dropped
+    images = recipe.get("epochs", 0) * (data.get("images", 0) // size) * size
+    return Cost(
+        seconds=seconds,
+        processes=processes,
+        gpus=gpus,
+        gpu_hours=training.get("gpu_hours", gpus * seconds / 3600),
+        hardware=training.get("hardware", ""),
+        images_per_s=images / seconds if images and seconds else None,
+        peak_memory_bytes=training.get("peak_memory_bytes", 0),
+        jobs=tuple(training.get("jobs", ())),
+    )

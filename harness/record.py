@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a job took, all its attempts together."""
+
+    seconds: float  # wall clock
+    processes: int = 1  # one per GPU, where there are GPUs
+    gpus: int = 0  # 0: it ran on CPU
+    gpu_hours: float = 0.0
+    hardware: str = ""  # the GPU's name, or the CPU's architecture
+    images_per_s: float | None = None  # of training, over all processes
+    peak_memory_bytes: int = 0  # of the process that took most: allocated on its GPU, or resident
+    jobs: tuple[str, ...] = ()  # SLURM's ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,8 @@ class Record:
     seconds: float = 0.0  # of the evaluation
     pretrain_seconds: float = 0.0  # all attempts together
     peak_memory_bytes: int = 0
+    cost: Cost | None = None  # of the evaluation; None in records from before there was one
+    pretrain_cost: Cost | None = None  # None: also for a checkpoint from elsewhere
     environment: dict[str, Any] = field(default_factory=dict)  # commit, versions, hardware, job
 
     def save(self, folder: Path) -> Path:
@@ -45,11 +61,19 @@ class Record:
         """
         try:
             values = json.loads(path.read_text())
-            return cls(**values)
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            costs = {k: _cost(values.get(k)) for k in ("cost", "pretrain_cost")}
+            return cls(**(values | costs))
+        except (json.JSONDecodeError, AttributeError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path} is not a record ({error}); delete it to run it again"
             ) from error
+
+
+def _cost(values: dict[str, Any] | None) -> Cost | None:
+    if values is None:
+        return None
+    cost = Cost(**values)
+    return replace(cost, jobs=tuple(cost.jobs))  # JSON made a list of it
 
 
 def load_records(folder: Path) -> dict[str, Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from tabulate import tabulate
 from harness.files import write_atomically
 from harness.scale import Scale
 from results.cells import TOLERANCE, CellResult, Status
+from results.costs import RowCost
 from results.resolve import Resolved
 from results.table import EMPTY, Table
 
@@ -85,6 +87,63 @@ def render_csv(drawing: Drawing) -> str:
                 " ".join(drawing.record_path(key) for key in result.records),
             ]
         )
+    return text.getvalue()
+
+
+def save_costs(drawing: Drawing, costs: Sequence[RowCost]) -> list[Path]:
+    """Write `<table>.<scale>.cost.md` and `.csv`; returns their paths."""
+    markdown = drawing.folder / f"{drawing.stem}.cost.md"
+    values = drawing.folder / f"{drawing.stem}.cost.csv"
+    write_atomically(markdown, render_costs(drawing, costs))
+    write_atomically(values, _costs_csv(drawing, costs))
+    return [markdown, values]
+
+
+def render_costs(drawing: Drawing, costs: Sequence[RowCost]) -> str:
+    """What each row cost to pretrain and to evaluate, as far as records tell."""
+    scale = drawing.scale
+    parts = [f"# {drawing.table.title}: cost", f"Scale: {scale.name} ({scale.about})."]
+    if not costs:
+        return "\n\n".join([*parts, "No record tells yet what it cost."]) + "\n"
+    rows = [
+        [
+            drawing.table.row_name(cost.row),
+            str(cost.epochs),
+            str(cost.runs),
+            cost.hardware,
+            _number(cost.hours_per_100_epochs, 2),
+            _hours(cost),
+            _number(cost.images_per_s, 0),
+            _number(cost.peak_memory_gb),
+            _number(cost.evaluation_hours, 2),
+        ]
+        for cost in costs
+    ]
+    headings = ["Row", "Epochs", "Runs", "Hardware", "Hours per 100 epochs", "GPU-hours"]
+    headings += ["images/s", "Peak GB per GPU", "Evaluations, hours"]
+    legend = (
+        "- Pretraining: mean over runs, all attempts of each. Hours are wall clock; an image "
+        "counts once with all its views. On CPU: hours of its processes, memory of one of them."
+    )
+    return "\n\n".join([*parts, _table(rows, headings), legend]) + "\n"
+
+
+def _hours(cost: RowCost) -> str:
+    if cost.gpu_hours is None or cost.gpu_hours:
+        return _number(cost.gpu_hours, 2)
+    return f"{_number(cost.process_hours, 2)} (CPU)"
+
+
+def _costs_csv(drawing: Drawing, costs: Sequence[RowCost]) -> str:
+    text = io.StringIO()
+    names = [field.name for field in dataclasses.fields(RowCost) if field.name != "row"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["table", "scale", "row", *names])
+    for cost in costs:
+        values = [getattr(cost, name) for name in names]
+        shown = [f"{v:.4g}" if isinstance(v, float) else "" if v is None else v for v in values]
+        row = drawing.table.row_name(cost.row)
+        writer.writerow([drawing.table.name, drawing.scale.name, row, *shown])
     return text.getvalue()
 
 
@@ -194,8 +253,8 @@ def _table(rows: list[list[str]], headings: list[str]) -> str:
     return tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _signed(value: float | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.record import Record
+from harness.record import Cost, Record
 from results.cells import CellResult
 from results.table import Table
 
@@ -39,13 +39,29 @@ def _record_lines(record: Record) -> Sequence[str]:
         "checkpoint": record.checkpoint,
         "data": record.data,
         "predictions": record.predictions,
-        "seconds": record.seconds,
-        "pretrain_seconds": record.pretrain_seconds,
+        "pretraining took": _cost(record.pretrain_cost, record.pretrain_seconds),
+        "evaluation took": _cost(record.cost, record.seconds),
         "environment": environment,
         "protocol": record.protocol,
         "recipe": record.recipe,
     }
     return [f"  {name}: {_text(value)}" for name, value in chain.items()]
+
+
+def _cost(cost: Cost | None, seconds: float) -> str:
+    """A cost in one line; only the seconds in records from before there was one."""
+    if cost is None:
+        return f"{seconds:.0f} s"
+    parts = [f"{cost.seconds:.0f} s", f"{cost.gpus or cost.processes} × {cost.hardware or '?'}"]
+    if cost.gpus:
+        parts.append(f"{cost.gpu_hours:.2f} GPU-hours")
+    if cost.images_per_s is not None:
+        parts.append(f"{cost.images_per_s:.0f} images/s")
+    if cost.peak_memory_bytes:
+        parts.append(f"peak {cost.peak_memory_bytes / 1e9:.2f} GB")
+    if cost.jobs:
+        parts.append(f"SLURM jobs {', '.join(cost.jobs)}")
+    return ", ".join(parts)
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,13 @@ class Arguments:
     DATA_ROOT, else demo."""
     cluster: str | None = None
     """debug (in this process), local, or a section of slurm/clusters.toml; by default slurm where
-    there is an sbatch, else local."""
+    a controller answers, else local."""
+    clusters: Path | None = None
+    """Your own file of the shape of slurm/clusters.toml, merged over it; by default the one that
+    SSL_CLUSTERS names."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting of clusters.toml for this run, as in --set slurm.partition=debug; give it again
+    for more."""
     seeds: int | None = None
     """Runs per cell; by default the table's or the scale's own number."""
     jobs: int | None = None
@@ -37,8 +43,15 @@ class Arguments:
     """Only print the jobs that are missing and what they cost."""
     status: bool = False
     """Only print what each cell is doing."""
+    watch: bool = False
+    """Print what each cell is doing until no job is queued or running; Ctrl-C leaves the jobs."""
+    cancel: bool = False
+    """Cancel what these tables have on SLURM; records and checkpoints stay."""
     render: bool = False
     """Only draw the tables from the records that exist."""
+    cost: bool = False
+    """Only print and write what the rows cost: GPU-hours, images/s, memory; with --render also the
+    tables."""
     why: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="ROW COLUMN")] = None
     """Only print where the number of a cell comes from; parts of the names are enough."""
     runs: Path = ROOT / "runs"

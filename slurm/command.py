@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from harness.errors import UserError
-from harness.record import load_records
+from harness.record import Record, load_records
 from harness.scale import Scale, find_scale
 from results import render
 from results.catalog import find_cell, find_tables
 from results.cells import CellResult, Findings, cell_results
+from results.costs import row_costs
 from results.resolve import Resolved, resolve
 from results.table import Table
 from results.why import trace
-from slurm import ledger
+from slurm import ledger, monitor
 from slurm.arguments import Arguments
-from slurm.clusters import choose
-from slurm.local import slots
-from slurm.plan import Plan, describe_plan, make_plan
-from slurm.state import Now, describe_cells
+from slurm.plan import (
+    Plan,
+    describe_costs,
+    describe_jobs,
+    describe_plan,
+    estimate_costs,
+    make_plan,
+)
+from slurm.sites import find_site
+from slurm.state import Line, describe_cells, look
 from slurm.submit import Places, dispatch, pin_threads
+
+MODES = ("plan", "status", "watch", "cancel", "why", "render", "cost")  # each instead of running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +55,59 @@ class Request:
             for table, resolved in self.tables
         ]
 
+    def drawings(self, findings: Findings) -> Iterator[render.Drawing]:
+        """Every table, ready to be drawn."""
+        for table, resolved, results in self.results(findings):
+            yield render.Drawing(
+                table=table,
+                scale=self.scale,
+                resolved=resolved,
+                results=results,
+                records=self.args.records.resolve(),
+                folder=self.args.out.resolve(),
+            )
+
+    def lines(self) -> dict[str, list[Line]]:
+        """What each cell of every table is doing now."""
+        findings = self.findings()
+        now = look(self.args.runs, findings)
+        return {
+            table.name: describe_cells(table, resolved, results, now)
+            for table, resolved, results in self.results(findings)
+        }
+
+    @property
+    def keys(self) -> set[str]:
+        """Of every pretraining and evaluation of these tables."""
+        return {key for _, r in self.tables for key in (*r.pretrainings, *r.evaluations)}
+
 
 def run(args: Arguments) -> int:
     """Do what the arguments ask for; returns the exit status."""
     request = make_request(args)
-    if args.why:
-        show_origin(request, *args.why)
-        return 0
-    if args.status:
-        show_status(request)
-        return 0
-    if args.render:
-        show_tables(request)
+    action = _only(request)
+    if action is not None:
+        action()
         return 0
     failed = run_missing(request)
-    if args.plan:
-        return 0
     show_tables(request)
     return 1 if failed else 0
+
+
+def _only(request: Request) -> Callable[[], object] | None:
+    """What to do instead of running, if anything."""
+    args = request.args
+    why, keys = args.why, request.keys
+    actions: list[tuple[bool, Callable[[], object]]] = [
+        (args.plan, lambda: show_plan(request)),
+        (args.status, lambda: monitor.show(request.lines(), request.scale.name)),
+        (args.watch, lambda: monitor.watch(request.lines)),
+        (args.cancel, lambda: print(monitor.cancel(args.runs, keys))),
+        (why is not None, lambda: show_origin(request, *(why or ("", "")))),
+        (args.render, lambda: show_tables(request)),
+        (args.cost, lambda: show_costs(request)),
+    ]
+    return next((action for wanted, action in actions if wanted), None)
 
 
 def make_request(args: Arguments) -> Request:
@@ -73,8 +116,8 @@ def make_request(args: Arguments) -> Request:
     Raises:
         UserError: An unknown table or scale, or options that exclude each other.
     """
-    modes = [name for name in ("plan", "status", "render", "why") if getattr(args, name)]
-    if len(modes) > 1:
+    modes = [name for name in MODES if getattr(args, name)]
+    if len(modes) > 1 and modes != ["render", "cost"]:
         raise UserError(f"--{' and --'.join(modes)} exclude each other; give one of them.")
     for name in ("seeds", "jobs"):
         value = getattr(args, name)
@@ -108,56 +151,50 @@ def default_scale() -> str:
 
 
 def run_missing(request: Request) -> dict[str, str]:
-    """Plan, and unless only the plan is asked for, run; returns the reasons of failed jobs."""
+    """Run every job that is missing; returns the reasons of those that failed."""
     args = request.args
-    records = load_records(args.records)
-    plan = make_plan([resolved for _, resolved in request.tables], records.keys(), args.runs)
-    cluster = choose(args.cluster)
-    if args.plan:
-        print("\n".join(describe_plan(plan, records, jobs_at_once(plan, cluster, args.jobs))))
-        return {}
+    plan, records = _plan(request)
+    site = find_site(args, plan.all_jobs)
     if not plan.jobs:
         print("nothing to run: every cell has its record", file=sys.stderr)
         return {}
-    lines = describe_plan(plan, records, jobs_at_once(plan, cluster, args.jobs))
-    print(lines[0], lines[-1], sep="\n", file=sys.stderr)
+    costs = estimate_costs(plan, site, records)
+    print(describe_jobs(plan), *describe_costs(costs), sep="\n", file=sys.stderr)
     places = Places(runs=args.runs, records=args.records)
-    return dispatch(plan, places, cluster, args.jobs)
+    return dispatch(plan, places, site.cluster or site.name, args.jobs)
 
 
-def jobs_at_once(plan: Plan, cluster: str, limit: int | None) -> int | None:
-    """How many jobs run side by side; None where a cluster decides."""
-    if cluster == "debug":
-        return 1
-    return min(plan.jobs or 1, len(slots(limit))) if cluster == "local" else None
+def show_plan(request: Request) -> None:
+    """Print the missing jobs and what they cost where they would run."""
+    plan, records = _plan(request)
+    costs = estimate_costs(plan, find_site(request.args, plan.all_jobs), records)
+    print("\n".join(describe_plan(costs)))
+
+
+def _plan(request: Request) -> tuple[Plan, dict[str, Record]]:
+    records = load_records(request.args.records)
+    tables = [resolved for _, resolved in request.tables]
+    return make_plan(tables, records.keys(), request.args.runs), records
 
 
 def show_tables(request: Request) -> None:
     """Print every table in Markdown and write it, with its details, as Markdown and CSV."""
-    args = request.args
-    for table, resolved, results in request.results(request.findings()):
-        drawing = render.Drawing(
-            table=table,
-            scale=request.scale,
-            resolved=resolved,
-            results=results,
-            records=args.records.resolve(),
-            folder=args.out.resolve(),
-        )
+    for drawing in request.drawings(request.findings()):
         print(render.render_markdown(drawing, details=False))
         for path in render.save(drawing):
             print(path, file=sys.stderr)
+    if request.args.cost:
+        show_costs(request)
 
 
-def show_status(request: Request) -> None:
-    """Print a line per cell and seed: recorded, running, queued, failed or missing."""
-    args = request.args
+def show_costs(request: Request) -> None:
+    """Print what the rows of every table cost and write it as Markdown and CSV."""
     findings = request.findings()
-    now = Now(runs=args.runs, findings=findings, queue=ledger.queued(args.runs))
-    for table, resolved, results in request.results(findings):
-        lines = describe_cells(table, resolved, results, now)
-        print(f"{table.name} at scale {request.scale.name}")
-        print(tabulate(lines, ["Row", "Column", "Seed", "State"], disable_numparse=True), "\n")
+    for drawing in request.drawings(findings):
+        costs = row_costs(drawing.resolved, findings)
+        print(render.render_costs(drawing, costs))
+        for path in render.save_costs(drawing, costs) if costs else ():
+            print(path, file=sys.stderr)
 
 
 def show_origin(request: Request, row: str, column: str) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.record import Record
 from results.resolve import Evaluation, Pretraining, Resolved
-
-SPLIT_SIZES = {  # train images
-    "imagenet": 1_281_167,
-    "cifar10": 50_000,
-    "cifar10@10000": 10_000,
-    "mnist5k": 4_000,
-}
+from slurm.cost import (
+    SPLIT_SIZES,
+    Estimate,
+    duration,
+    evaluate_estimate,
+    images_processed,
+    pretrain_estimate,
+    wall_seconds,
+)
+from slurm.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,11 @@ class Plan:
         for evaluation in self.evaluations.values():
             grouped[evaluation.pretraining].append(evaluation)
         return {key: found for key, found in grouped.items() if found}
+
+    @property
+    def all_jobs(self) -> list[Pretraining | Evaluation]:
+        """The missing pretrainings and evaluations."""
+        return [*self.pretrainings.values(), *self.evaluations.values()]
 
     @property
     def jobs(self) -> int:
@@ -69,119 +76,129 @@ def make_plan(tables: Iterable[Resolved], records: Collection[str], runs: Path) 
     )
 
 
-def images_processed(pretraining: Pretraining) -> int:
-    """Crops that go through the backbone: epochs × images × views; 0 for an unknown data set."""
-    return pretraining.epochs * SPLIT_SIZES.get(pretraining.dataset, 0) * pretraining.views
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What each job of a plan will take, None where nothing is known, by key."""
+
+    plan: Plan
+    site: Site
+    estimates: Mapping[str, Estimate | None]
+
+    @property
+    def known(self) -> list[Estimate]:
+        """The estimates that there are."""
+        return [estimate for estimate in self.estimates.values() if estimate is not None]
+
+    def groups(self) -> list[tuple[float, list[float]]]:
+        """Seconds of each pretraining and of its evaluations; 0 where nothing is known."""
+        return [
+            (self._seconds(key), [self._seconds(e.key) for e in evaluations])
+            for key, evaluations in self.plan.by_pretraining.items()
+        ]
+
+    def _seconds(self, key: str) -> float:
+        estimate = self.estimates.get(key)  # a finished pretraining has none
+        return estimate.seconds if estimate else 0.0
 
 
-def describe_plan(plan: Plan, records: Mapping[str, Record], at_once: int | None) -> list[str]:
-    """The plan in lines for people: jobs, what is cached, the estimated cost.
+def estimate_costs(plan: Plan, site: Site, records: Mapping[str, Record]) -> Costs:
+    """Estimate every job of a plan from earlier records, or from the papers' hours."""
+    found = list(records.values())
+    estimates: dict[str, Estimate | None] = {
+        key: pretrain_estimate(p, site.resources(p), found) for key, p in plan.pretrainings.items()
+    }
+    for key, e in plan.evaluations.items():
+        parent = plan.described[e.pretraining]
+        estimates[key] = evaluate_estimate(e, parent, site.resources(e), found)
+    return Costs(plan=plan, site=site, estimates=estimates)
 
-    Args:
-        plan: What is missing.
-        records: Earlier records, from which run times are estimated.
-        at_once: Jobs that run side by side; None when a cluster decides.
-    """
-    lines = [
-        f"{plan.jobs} jobs to run: {len(plan.pretrainings)} pretrainings, "
-        f"{len(plan.evaluations)} evaluations; {plan.recorded} evaluations are recorded, "
-        f"{len(plan.trained)} of the pretrainings needed are finished."
-    ]
+
+def describe_plan(costs: Costs) -> list[str]:
+    """The plan in lines for people: every job, what is cached, the estimated cost."""
+    plan = costs.plan
+    lines = [describe_jobs(plan)]
     for key, evaluations in plan.by_pretraining.items():
-        lines += _describe_group(plan.described[key], evaluations, key in plan.trained, records)
+        lines.append(_describe_pretraining(plan.described[key], key in plan.trained, costs))
+        for e in evaluations:
+            lines.append(f"  evaluate {e.key}  {e.protocol}{_about(costs.estimates[e.key])}")
     if plan.pretrainings:
         total = sum(images_processed(p) for p in plan.pretrainings.values())
         lines.append(f"{total:,} crops to pretrain on in all.")
-    if plan.jobs:
-        lines.append(_total_time(plan, records, at_once))
+    return lines + describe_costs(costs)
+
+
+def describe_jobs(plan: Plan) -> str:
+    """How many jobs there are, and how much is there already."""
+    return (
+        f"{plan.jobs} jobs to run: {len(plan.pretrainings)} pretrainings, "
+        f"{len(plan.evaluations)} evaluations; {plan.recorded} evaluations are recorded, "
+        f"{len(plan.trained)} of the pretrainings needed are finished."
+    )
+
+
+def _describe_pretraining(p: Pretraining, trained: bool, costs: Costs) -> str:
+    work = f"{p.epochs} epochs × {SPLIT_SIZES.get(p.dataset, 0):,} images × {p.views} views"
+    cost = f"{work} = {images_processed(p):,} crops{_about(costs.estimates.get(p.key))}"
+    state = "finished" if trained else cost
+    return f"pretrain {p.key}  {p.name}, {p.backbone}, {p.dataset}, seed {p.seed}: {state}"
+
+
+def _about(estimate: Estimate | None) -> str:
+    if estimate is None or not estimate.seconds:
+        return ""
+    gpus = estimate.resources.gpus
+    where = f" on {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else ""
+    return f", about {duration(estimate.seconds)}{where} (from {estimate.source})"
+
+
+def describe_costs(costs: Costs) -> list[str]:
+    """GPU-hours, critical path and wall time, and what they rest on; nothing for an empty plan."""
+    plan, site = costs.plan, costs.site
+    if not plan.jobs:
+        return []
+    place = f"cluster {site.name}" if site.cluster else "this machine"
+    lines = [f"On {place}: {_shares(costs)}."]
+    unknown = plan.jobs - len(costs.known)
+    if not costs.known:
+        return [*lines, "Cost: unknown (no record of a similar run, nothing published)."]
+    least = "at least " if unknown else "about "
+    on_gpus = any(estimate.resources.gpus for estimate in costs.known)
+    hours = sum(estimate.gpu_hours for estimate in costs.known)
+    lines.append(
+        f"Cost: {least}{_hours(hours)} {'GPU' if on_gpus else 'CPU'}-hours; {_sources(costs)}"
+        + (f"; unknown for {unknown} of {plan.jobs} jobs." if unknown else ".")
+    )
+    groups = costs.groups()
+    longest = max(seconds + max(then, default=0.0) for seconds, then in groups)
+    wall = wall_seconds(groups, site.slots, shared=site.cluster is None)
+    free = ", if the nodes are free" if site.cluster else ""
+    lines.append(
+        f"Time: {least}{duration(wall)} with {site.slots} at once{free}; critical path "
+        f"{duration(longest)}."
+    )
     return lines
 
 
-def _describe_group(
-    pretraining: Pretraining,
-    evaluations: list[Evaluation],
-    trained: bool,
-    records: Mapping[str, Record],
-) -> list[str]:
-    p = pretraining
-    cost = f"{p.epochs} epochs × {SPLIT_SIZES.get(p.dataset, 0):,} images × {p.views} views"
-    seconds = pretrain_seconds(p, records)
-    time = f", about {duration(seconds)}" if seconds is not None else ""
-    state = "finished" if trained else f"{cost} = {images_processed(p):,} crops{time}"
-    heading = f"pretrain {p.key}  {p.name}, {p.backbone}, {p.dataset}, seed {p.seed}: {state}"
-    return [heading, *[f"  evaluate {e.key}  {e.protocol}" for e in evaluations]]
+def _shares(costs: Costs) -> str:
+    """GPUs per job of each kind: "pretraining on 8 or 16 GPUs, evaluation on 1"."""
+    parts = []
+    for kind, jobs in (
+        ("pretraining", costs.plan.pretrainings.values()),
+        ("evaluation", costs.plan.evaluations.values()),
+    ):
+        sizes: Sequence[int] = sorted({costs.site.resources(job).gpus for job in jobs})
+        if sizes:
+            many = "s" if sizes[-1] > 1 else ""
+            share = f"{' or '.join(map(str, sizes))} GPU{many}" if sizes[-1] else "CPU"
+            parts.append(f"{kind} on {share}")
+    return ", ".join(parts)
 
 
-def _total_time(plan: Plan, records: Mapping[str, Record], at_once: int | None) -> str:
-    known = [pretrain_seconds(p, records) for p in plan.pretrainings.values()]
-    known += [evaluate_seconds(plan, e, records) for e in plan.evaluations.values()]
-    found = [seconds for seconds in known if seconds is not None]
-    if len(found) < len(known):
-        return (
-            f"Time: unknown for {len(known) - len(found)} of {len(known)} jobs "
-            "(no record of a similar run to learn from)."
-        )
-    total = sum(found)
-    side_by_side = f", {duration(total / at_once)} with {at_once} at once" if at_once else ""
-    return f"Time, from earlier records: {duration(total)} of jobs{side_by_side}."
+def _sources(costs: Costs) -> str:
+    counts = Counter(estimate.source for estimate in costs.known if estimate.seconds)
+    found = ", ".join(f"{count} jobs from {source}" for source, count in counts.items())
+    return f"estimated: {found or 'nothing to train'}"
 
 
-def pretrain_seconds(pretraining: Pretraining, records: Mapping[str, Record]) -> float | None:
-    """Estimated run time, from the crops per second of records with the same trunk and data."""
-    if pretraining.epochs == 0:
-        return 0.0
-    method = pretraining.key.rpartition("-")[0]
-    rates: dict[bool, list[float]] = {True: [], False: []}  # same method or not
-    for record in records.values():
-        crops = _crops(record.recipe)
-        if crops and record.pretrain_seconds and _trunk(record.recipe) == _trunk_of(pretraining):
-            same = _method(record.recipe) == method
-            rates[same].append(crops / record.pretrain_seconds)
-    found = rates[True] or rates[False]
-    return images_processed(pretraining) / statistics.fmean(found) if found else None
-
-
-def evaluate_seconds(
-    plan: Plan, evaluation: Evaluation, records: Mapping[str, Record]
-) -> float | None:
-    """Estimated run time, from records of the same protocol class on the same trunk and data."""
-    trunk = _trunk_of(plan.described[evaluation.pretraining])
-    module = evaluation.protocol.partition("@")[0]
-    found = [
-        record.seconds
-        for record in records.values()
-        if record.recipe is not None
-        and _trunk(record.recipe) == trunk
-        and str(record.protocol.get("class", "")).startswith(f"{module}.")
-    ]
-    return statistics.fmean(found) if found else None
-
-
-def _crops(recipe: dict[str, Any] | None) -> int:
-    if recipe is None:
-        return 0
-    return recipe["epochs"] * SPLIT_SIZES.get(recipe["dataset"], 0) * len(recipe["views"])
-
-
-def _trunk(recipe: dict[str, Any] | None) -> tuple[str, str] | None:
-    return (recipe["backbone"]["name"], recipe["dataset"]) if recipe else None
-
-
-def _trunk_of(pretraining: Pretraining) -> tuple[str, str]:
-    return (pretraining.backbone, pretraining.dataset)
-
-
-def _method(recipe: dict[str, Any] | None) -> str:
-    return str(recipe["method"]["class"]).split(".")[-2] if recipe else ""
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: "45 s", "12 min", "3 h 20 min", "5.1 days"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes / 60 / 24:.1f} days"
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"

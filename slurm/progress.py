@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
 
-from slurm.plan import duration
+from slurm.cost import duration
 
 _TAIL_BYTES = 4096  # a line of log.jsonl is a few hundred
 
@@ -28,10 +28,10 @@ def last_line(path: Path) -> str:
     return next((line.decode(errors="replace") for line in reversed(lines) if line.strip()), "")
 
 
-def training_state(runs: Path, key: str) -> tuple[float, float] | None:
-    """Share done in [0, 1] and seconds left of a pretraining; None before its first log line."""
+def training_state(log: Path) -> tuple[float, float] | None:
+    """Share done in [0, 1] and seconds left by a log.jsonl; None before its first line."""
     try:
-        state = json.loads(last_line(runs / key / "log.jsonl"))
+        state = json.loads(last_line(log))
         return state["step"] / max(1, state["steps"]), float(state["seconds_left"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return None
@@ -39,8 +39,28 @@ def training_state(runs: Path, key: str) -> tuple[float, float] | None:
 
 def describe_training(runs: Path, key: str) -> str:
     """How far a pretraining is: "37%, 2 min left", or "starting"."""
-    state = training_state(runs, key)
+    state = training_state(runs / key / "log.jsonl")
     return f"{state[0]:.0%}, {duration(state[1])} left" if state else "starting"
+
+
+def describe_evaluation(runs: Path, pretraining: str, key: str) -> str:
+    """How far the training inside an evaluation is: " 37%, 2 min left", or "" if it has no log.
+
+    An evaluation that trains several times (trials of a learning rate) has a log for each; the
+    newest tells where it is.
+    """
+    logs = (runs / pretraining / "evaluations" / key).rglob("log.jsonl")
+    newest = max(logs, key=_changed, default=None)
+    state = training_state(newest) if newest else None
+    return f" {state[0]:.0%}, {duration(state[1])} left" if state else ""
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written to; 0 for one that has just been removed."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 class Progress:

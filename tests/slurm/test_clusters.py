@@ -1,33 +1,19 @@
-import stat
-from types import SimpleNamespace
+import re
+from pathlib import Path
 
 import pytest
 
 from harness.errors import UserError
-from slurm import clusters
-from slurm.cluster_jobs import submit, wait
-from slurm.ledger import open_submission
-from slurm.progress import Progress
-from tests.slurm.fake_jobs import FakeTask
+from slurm import clusters, partitions
+from slurm.clusters import find, read_sections, settings
+from tests.slurm.fake_slurm import FakeSlurm
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def fake_slurm(tmp_path, monkeypatch):
-    """sbatch keeps the scripts and counts ids, squeue knows no job."""
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    scripts = {
-        "sbatch": f'n=$(ls {bin_} | grep -c script); cp "$1" {bin_}/script.$n;'
-        "echo Submitted batch job $((100+n))",
-        "squeue": "true",
-        "srun": "true",
-        "sacct": "true",
-    }
-    for name, text in scripts.items():
-        (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
-        (bin_ / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
-    return bin_
+def slurm(tmp_path, monkeypatch):
+    return FakeSlurm(tmp_path, monkeypatch)
 
 
 def write(tmp_path, text):
@@ -36,22 +22,126 @@ def write(tmp_path, text):
     return path
 
 
+def refusal(tmp_path, text, *changes):
+    with pytest.raises(UserError) as error:
+        read_sections(write(tmp_path, text), changes=changes)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
 def test_the_shipped_file_gives_pretraining_eight_gpus_and_evaluations_one():
-    assert clusters.settings("slurm", "pretrain")["tasks_per_node"] == 8
-    evaluate = clusters.settings("slurm", "evaluate")
+    assert settings("slurm", "pretrain")["tasks_per_node"] == 8
+    evaluate = settings("slurm", "evaluate")
     assert (evaluate["gpus_per_node"], evaluate["slurm_array_parallelism"]) == (1, 64)
 
 
-def test_an_unknown_key_suggests_the_closest_one(tmp_path):
-    path = write(tmp_path, '[slurm]\npartiton = "gpu"\n')
-    with pytest.raises(UserError, match="did you mean partition"):
-        clusters.settings("slurm", "pretrain", path)
+def test_every_key_is_documented_in_the_file_and_no_other():
+    lines = clusters.PATH.read_text().splitlines()
+    documented = [m[1] for line in lines if (m := re.match(r"# (\w+) {3,}\S", line))]
+    assert tuple(sorted(documented)) == clusters.KEYS
 
 
-def test_a_value_of_the_wrong_type_names_the_rule(tmp_path):
-    path = write(tmp_path, '[slurm]\nnodes = "two"\n')
-    with pytest.raises(UserError, match="nodes = 'two' must be a whole number"):
-        clusters.settings("slurm", "evaluate", path)
+def test_every_key_is_in_the_readme():
+    found = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    if not set(found) & set(clusters.KEYS):
+        pytest.skip("README has no table of the keys of clusters.toml yet")
+    assert set(clusters.KEYS) <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[slurm]\npartiton = "gpu"\n', "unknown key 'partiton': did you mean partition?"),
+        ('[slurm]\nnodes = "two"\n', "nodes = 'two' must be a whole number, 1 or more"),
+        ("[slurm]\nnodes = 0\n", "nodes = 0 must be a whole number, 1 or more"),
+        ("[slurm]\nmem_gb = true\n", "mem_gb = True must be a whole number"),
+        ("[slurm]\npartition = 3\n", "partition = 3 must be a text in quotes"),
+        ('[slurm]\nsetup = "module load"\n', "must be a list of shell lines"),
+        ("[slurm.pretrian]\nnodes = 1\n", "[slurm.pretrian]: did you mean pretrain?"),
+        ("[slurm.evaluate.knn]\nnode = 1\n", "[slurm.evaluate.knn]: unknown key 'node'"),
+        ("partition = 'gpu'\n", "'partition' stands outside any section"),
+        ("[local]\nnodes = 1\n", "[local] runs without SLURM"),
+        ("[slurm\n", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(tmp_path, text, message):
+    assert message in refusal(tmp_path, text)
+
+
+def test_settings_of_a_method_or_variant_add_to_those_of_its_kind(tmp_path):
+    path = write(
+        tmp_path,
+        '[c]\npartition = "a"\n[c.pretrain]\nnodes = 1\ngpus_per_node = 8\n'
+        '[c.pretrain.dino]\nnodes = 2\n[c.pretrain."dino:VIT_SMALL"]\ngpus_per_node = 4\n'
+        "[c.evaluate.coco_maskrcnn]\ngpus_per_node = 8\n",
+    )
+    cluster = find("c", read_sections(path))
+    given = [
+        (
+            kind,
+            name,
+            *(settings(cluster, kind, name=name).get(k) for k in ("nodes", "gpus_per_node")),
+        )
+        for kind, name in (
+            ("pretrain", "imsvd:RESNET50"),
+            ("pretrain", "dino:RESNET50"),
+            ("pretrain", "dino:VIT_SMALL"),
+            ("evaluate", "knn:dino"),
+            ("evaluate", "coco_maskrcnn:imsvd"),
+        )
+    ]
+    assert [values[2:] for values in given] == [(1, 8), (2, 8), (2, 4), (None, None), (None, 8)]
+    assert settings(cluster, "evaluate")["slurm_partition"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("[c.pretrain.dinoo]", "unknown method in [c.pretrain.dinoo]: did you mean dino?"),
+        ('[c.pretrain."dino:VIT_SMAL"]', "unknown recipe 'dino:VIT_SMAL': did you mean dino:VIT_S"),
+        ("[c.evaluate.kn]", "unknown protocol in [c.evaluate.kn]: did you mean knn?"),
+    ],
+)
+def test_settings_of_something_that_does_not_exist_are_refused(tmp_path, section, message):
+    sections = read_sections(write(tmp_path, f"[c]\n{section}\nnodes = 1\n"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        find("c", sections)
+
+
+def test_the_command_line_wins_over_the_users_file_and_that_over_the_shipped_one(
+    tmp_path, monkeypatch
+):
+    own = write(tmp_path, '[slurm]\npartition = "a"\nqos = "long"\n[slurm.pretrain]\nnodes = 2\n')
+    monkeypatch.setenv("SSL_CLUSTERS", str(own))
+    changes = ("slurm.partition=b", "slurm.pretrain.timeout_min=60", "slurm.account=007")
+    merged = find("slurm", read_sections(changes=changes)).values("pretrain")
+    shipped = {"gpus_per_node": 8, "array_parallelism": 64}
+    given = {"partition": "b", "qos": "long", "nodes": 2, "timeout_min": 60, "account": "007"}
+    assert {**shipped, **given}.items() <= merged.items()
+    other = tmp_path / "other.toml"
+    other.write_text("[slurm]\nqos = 'short'\n")
+    assert find("slurm", read_sections(own=other)).values("pretrain")["qos"] == "short"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("partition=debug", "write SECTION.KEY=VALUE"),
+        ("slurm.partition", "write SECTION.KEY=VALUE"),
+        ("slrum.partition=debug", "unknown section: did you mean slurm?"),
+        ("slurm.partiton=debug", "did you mean partition?"),
+        ("slurm.nodes=two", "nodes = 'two' must be a whole number"),
+        ("slurm.pretrain=3", "unknown key 'pretrain'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(tmp_path, change, message):
+    assert message in refusal(tmp_path, "[slurm]\n", change)
+
+
+def test_a_users_file_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CLUSTERS", str(tmp_path / "none.toml"))
+    with pytest.raises(UserError, match=r"none.toml cannot be read \(No such file"):
+        read_sections()
 
 
 def test_an_unknown_cluster_suggests_the_closest_one():
@@ -66,43 +156,59 @@ def test_slurm_without_sbatch_points_to_local(monkeypatch, tmp_path):
         clusters.choose("slurm")
 
 
-def test_slurm_is_chosen_where_there_is_an_sbatch(fake_slurm):
+def test_slurm_is_chosen_where_a_controller_answers(slurm):
     assert clusters.choose(None) == "slurm"
+    assert len(slurm.calls("sinfo")) == 1
 
 
-def test_evaluations_wait_for_their_pretraining_and_known_jobs_are_not_submitted_again(
-    fake_slurm, tmp_path
-):
-    runs = tmp_path / "runs"
-    tasks = [
-        FakeTask("p", runs),
-        FakeTask("e1", runs, parent="p"),
-        FakeTask("e2", runs, parent="p"),
+def test_without_a_controller_the_choice_is_local_and_slurm_itself_is_refused(slurm, capsys):
+    slurm.answers("sinfo", "", 1)
+    (slurm.folder / "sinfo").write_text("#!/bin/sh\necho sinfo: error: no contact >&2; exit 1\n")
+    assert clusters.choose(None) == "local"
+    error = capsys.readouterr().err
+    assert "no SLURM controller answers (sinfo: error: no contact): running on this" in error
+    with pytest.raises(UserError, match=r"'slurm': no SLURM controller answers .*--cluster local"):
+        clusters.choose("slurm")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"partition": "mian"}, "no partition 'mian': did you mean main? choose from main, debug,"),
+        ({"partition": "old"}, "partition old is down"),
+        (
+            {"partition": "debug", "timeout_min": 60},
+            "debug ends jobs after 30 min: timeout_min = 60",
+        ),
+        ({"gpus_per_node": 16}, "main has at most 8 GPUs per node: gpus_per_node = 16"),
+        ({"partition": "cpu", "gpus_per_node": 1}, "cpu has at most 0 GPUs per node"),
+        (
+            {"gpus_per_node": 8, "cpus_per_task": 12},
+            "main has at most 64 cores: cpus_per_task = 12 for 8 processes",
+        ),
+        ({"mem_gb": 600}, "main has at most 512000 MB of memory per node: mem_gb = 600"),
+        ({"nodes": 5}, "main has 4 nodes of that size: nodes = 5"),
+        (
+            {"partition": "main", "account": "nobody"},
+            "SLURM refuses: Invalid account or account/partition combination specified "
+            "(partition = 'main', account = 'nobody')",
+        ),
+    ],
+)
+def test_what_no_node_could_run_is_refused_before_anything_is_submitted(slurm, values, message):
+    with pytest.raises(UserError) as error:
+        partitions.check("pretraining on cluster slurm", values, partitions.partitions())
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert all("--test-only" in call for call in slurm.calls("sbatch"))
+
+
+def test_what_fits_is_shown_to_sbatch_once_with_all_its_options(slurm):
+    values = {"partition": "main", "qos": "long", "nodes": 2, "gpus_per_node": 8}
+    values |= {"cpus_per_task": 8, "mem_gb": 400, "timeout_min": 1440}
+    partitions.check("pretraining", values, partitions.partitions())
+    assert slurm.calls("sbatch") == [
+        "--test-only --partition=main --qos=long --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 "
+        "--cpus-per-task=8 --mem=400G --time=1440 --wrap true"
     ]
-    tasks += [FakeTask("e3", runs, parent="q")]
-    submission = open_submission(runs)
-    jobs = submit(tasks, "slurm", submission, {"e3": "77"})
-    submission.close()
-    assert jobs == {"p": "100", "e1": "101_0", "e2": "101_1", "e3": "77"}
-    pretrain, evaluate = ((fake_slurm / f"script.{i}").read_text() for i in range(2))
-    assert "#SBATCH --gpus-per-node=8" in pretrain
-    assert "dependency" not in pretrain
-    assert "#SBATCH --dependency=afterok:100" in evaluate
-    assert "#SBATCH --kill-on-invalid-dep=yes" in evaluate
-    assert "#SBATCH --array=0-1%2" in evaluate
-
-
-def test_a_job_that_the_cluster_forgot_without_an_output_has_failed(
-    fake_slurm, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("slurm.cluster_jobs._POLL_SECONDS", 0.01)
-    (tmp_path / "done").touch()
-    (tmp_path / ".jobs" / "x").mkdir(parents=True)
-    (tmp_path / ".jobs" / "x" / "8_0_log.err").write_text("slurmstepd: out of memory\n")
-    tasks = [SimpleNamespace(key=k, output=tmp_path / k) for k in ("done", "lost", "never")]
-    jobs = {"done": "7", "lost": "8", "never": "9"}
-    with Progress(3, {k: k for k in jobs}, tmp_path) as progress:
-        failed = wait(tasks, jobs, progress, tmp_path)
-    assert failed["lost"].startswith("job 8 ended without a result; slurmstepd: out of memory")
-    assert failed["never"] == "job 9 left the cluster before it started"
-    assert set(failed) == {"lost", "never"}
+    assert partitions.cluster_gpus(partitions.partitions(), "") == (32, "v100")

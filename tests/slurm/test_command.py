@@ -1,0 +1,99 @@
+"""reproduce.py on a cluster that is a handful of scripts: what is asked, refused, submitted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import reproduce
+from slurm.ledger import open_submission
+from tests.slurm.fake_slurm import FakeSlurm
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    return FakeSlurm(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def run(*arguments):
+        folders = [f"--{name}={tmp_path / name}" for name in ("runs", "records", "out")]
+        status = reproduce.main([*arguments, *folders])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+FITS = ("--set", "slurm.pretrain.cpus_per_task=2", "--set", "slurm.pretrain.mem_gb=64")
+
+
+def test_the_plan_on_a_cluster_names_gpus_hours_and_where_they_come_from(slurm, run):
+    status, out, _ = run("imsvd/table1", "--scale=paper", "--plan", *FITS)
+    assert status == 0
+    assert out.splitlines()[-3] == "On cluster slurm: pretraining on 8 GPUs, evaluation on 1 GPU."
+    # Table IV's hours per 100 epochs on 32 GPUs: IMSVD 8.5 × 25, VICReg 11 × 13, BT 12 × 12
+    assert f"Cost: at least {32 * (8.5 * 25 + 11 * 13 + 12 * 12):,.0f} GPU-hours" in out
+    assert "10 jobs from IMSVD, Table IV (V100); unknown for 10 of 20 jobs." in out
+    assert "with 4 at once, if the nodes are free; critical path 17.7 days" not in out
+    assert slurm.calls("sbatch")[0].startswith("--test-only")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "slurm.partition=mian"], "no partition 'mian': did you mean main?"),
+        (["--set", "slurm.partiton=main"], "unknown key 'partiton': did you mean partition?"),
+        (["--set", "slurm.account=nobody"], "SLURM refuses: Invalid account"),
+        (["--set", "slurm.pretrain.nodes=9"], "main has 4 nodes of that size: nodes = 9"),
+        (["--cluster", "slrum"], "unknown cluster 'slrum': did you mean slurm?"),
+        (["--cluster=local", "--set", "slurm.qos=x"], "no effect on cluster local"),
+        (["--clusters", "nowhere.toml"], "nowhere.toml cannot be read"),
+    ],
+)
+def test_a_request_that_the_cluster_cannot_run_is_one_sentence_and_status_2(
+    slurm, run, tmp_path, arguments, message
+):
+    status, out, err = run("svib/table1", "--scale=demo", *FITS, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert all("--test-only" in call for call in slurm.calls("sbatch"))
+    assert not (tmp_path / "runs" / ".jobs").exists()
+
+
+def test_status_and_cancel_know_the_jobs_of_their_own_tables_only(slurm, run, tmp_path):
+    run("svib/table1", "--scale=demo", "--plan", "--cluster=local")
+    (plan,) = (tmp_path / "runs" / ".plans").glob("*.json")
+    keys = sorted(json.loads(plan.read_text())["evaluations"])
+    submission = open_submission(tmp_path / "runs")
+    jobs = {keys[0]: "5_0", keys[1]: "5_1", "of another table": "6"}
+    (submission.folder / "queue.json").write_text(json.dumps(jobs))
+    submission.close()
+    slurm.answers("squeue", "5_0|PENDING|Priority\n6|PENDING|Priority\n")
+    _, out, _ = run("svib/table1", "--scale=demo", "--status")
+    assert out.startswith("svib/table1 at scale demo: 1 queued, 7 missing, 20 not run")
+    assert "queued: job 5_0 (Priority)" in out
+    assert run("svib/table1", "--scale=demo", "--cancel")[1].startswith("1 jobs cancelled")
+    assert slurm.calls("scancel") == ["5_0"]
+
+
+def test_cost_goes_with_render_and_with_nothing_else(slurm, run, tmp_path):
+    assert "--status and --cost exclude" in run("svib/table1", "--status", "--cost")[2]
+    status, out, _ = run("svib/table1", "--scale=demo", "--render", "--cost")
+    assert (status, out.count("No record tells yet what it cost.")) == (0, 1)
+    assert "| SVIB (Ours)" in out
+
+
+def test_status_imports_no_torch(tmp_path):
+    code = (
+        "import sys, reproduce\n"
+        f"reproduce.main(['svib/table1', '--scale=demo', '--{{}}', '--runs={tmp_path}'])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    for mode in ("plan", "status"):  # the first fills the cache of resolved tables
+        answer = subprocess.run([sys.executable, "-c", code.format(mode)], capture_output=True)
+    assert answer.returncode == 0, answer.stderr
