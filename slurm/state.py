@@ -12,7 +12,7 @@ from results.cells import CellResult, Findings
 from results.resolve import Evaluation, Resolved
 from results.table import Table
 from slurm.jobs import is_locked, lock_path
-from slurm.ledger import JOBS
+from slurm.ledger import JOBS, RETRIES
 from slurm.progress import describe_evaluation, describe_training
 from slurm.scheduler import Queued, queue
 
@@ -28,12 +28,16 @@ class Now:
     findings: Findings
     jobs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what `submitted` found
     queue: Mapping[str, Queued] = field(default_factory=dict)  # SLURM's id → what it does
+    attempts: Mapping[str, int] = field(default_factory=dict)  # of jobs submitted more than once
     silent: bool = False  # whether SLURM was asked and didn't answer
 
     def queued(self, key: str) -> tuple[str, Queued] | None:
-        """SLURM's job for a key, id and state; None if it doesn't have one."""
-        found = [(job, self.queue[job]) for job in self.jobs.get(key, ()) if job in self.queue]
-        return found[-1] if found else None
+        """SLURM's job for a key, what to call it and its state; None if it doesn't have one."""
+        found = [job for job in self.jobs.get(key, ()) if job in self.queue]
+        if not found:
+            return None
+        attempt = f", attempt {self.attempts[key]}" if key in self.attempts else ""
+        return f"job {found[-1]}{attempt}", self.queue[found[-1]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,20 @@ def look(runs: Path, findings: Findings) -> Now:
     """The state of all jobs: the dispatchers' folders, and one squeue if SLURM has any of them."""
     jobs = submitted(runs)
     found = queue() if any(any(ids) for ids in jobs.values()) else {}
-    return Now(runs=runs, findings=findings, jobs=jobs, queue=found or {}, silent=found is None)
+    return Now(
+        runs=runs,
+        findings=findings,
+        jobs=jobs,
+        queue=found or {},
+        attempts=_attempts(runs),
+        silent=found is None,
+    )
+
+
+def _attempts(runs: Path) -> dict[str, int]:
+    """How often the jobs that were lost have been submitted; a requeue by SLURM isn't counted."""
+    found = (runs / RETRIES).glob("*.json")
+    return {path.stem: 1 + len(json.loads(path.read_text())) for path in found}
 
 
 def describe_cells(
@@ -146,10 +163,10 @@ def _runs(job: tuple[str, Queued] | None) -> bool:
 
 
 def _running(text: str, job: tuple[str, Queued] | None) -> State:
-    name = f" (job {job[0]})" if job is not None else ""
+    name = f" ({job[0]})" if job is not None else ""
     return State(kind="running", text=f"running: {text}{name}")
 
 
 def _waits(job: tuple[str, Queued]) -> str:
     name, found = job
-    return f"job {name} ({found.reason if found.state == 'PENDING' else found.state})"
+    return f"{name} ({found.reason if found.state == 'PENDING' else found.state})"

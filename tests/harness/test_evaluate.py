@@ -10,10 +10,10 @@ from harness.backbone import build_backbone
 from harness.checkpoint import save_backbone
 from harness.environment import environment
 from harness.errors import UserError
-from harness.evaluate import evaluate
+from harness.evaluate import evaluate, pretrain_cost
 from harness.foreign import sha256_of_file
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, fingerprint, resolved
-from harness.record import Record
+from harness.record import Cost, Record
 from harness.views import CenterCrop
 from tests.protocols.toys import KNN_TOY, toy_data
 
@@ -67,6 +67,46 @@ def test_a_checkpoint_from_elsewhere_is_identified_by_its_bytes(checkpoint):
     record = run(checkpoint, None, 0)
     assert record.key == fingerprint(sha256_of_file(checkpoint), PROTOCOL, 0)
     assert record.recipe is None
+
+
+def test_a_record_tells_what_its_evaluation_and_its_pretraining_took(checkpoint, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    record = run(checkpoint, RECIPE, 2)
+    assert record.cost is not None
+    assert (record.cost.processes, record.cost.jobs) == (1, ("12_1",))
+    assert record.cost.seconds == record.seconds > 0
+    assert record.cost.peak_memory_bytes == record.peak_memory_bytes > 0
+    assert record.environment["job"] == "12_1"
+    assert record.pretrain_cost == Cost(seconds=7.0)
+
+
+def test_the_cost_of_a_pretraining_follows_from_what_its_trainer_wrote():
+    training = {
+        "seconds": 1800.0,
+        "processes": 4,
+        "device": "cuda",
+        "peak_memory_bytes": 10,
+        "recipe": {"epochs": 2, "batch_size": 64},
+        "data": {"images": 1000},
+    }
+    # 15 whole batches of 64 in an epoch; 4 GPUs for half an hour
+    expected = Cost(
+        seconds=1800.0,
+        processes=4,
+        gpus=4,
+        gpu_hours=2.0,
+        images_per_s=2 * 15 * 64 / 1800,
+        peak_memory_bytes=10,
+    )
+    assert pretrain_cost(training) == expected
+    told = {"hardware": "NVIDIA H100", "gpu_hours": 2.5, "jobs": ["1", "2"]}
+    assert pretrain_cost(training | told) == replace(
+        expected, hardware="NVIDIA H100", gpu_hours=2.5, jobs=("1", "2")
+    )
+    assert pretrain_cost(training | {"device": "cpu"}).gpus == 0
+    assert pretrain_cost({}) is None
 
 
 def test_the_environment_names_versions_and_the_state_of_the_code():

@@ -5,7 +5,7 @@ import pytest
 from harness.errors import UserError
 from results.cells import Findings
 from slurm import monitor
-from slurm.ledger import open_submission
+from slurm.ledger import count_retry, open_submission
 from slurm.monitor import cancel, watch
 from slurm.state import Line, State, describe_job, look, submitted, summary
 from tests.results import sample
@@ -48,6 +48,7 @@ def log(folder, step):
 def test_one_squeue_tells_every_job(slurm, runs):
     note(runs, {"m-1": "10_0", "m-1b": "10_1", "lin1": "11_0", "knn1": "11_1", "lin1b": "12"})
     note(runs, {"lin2": "20", "m-2": "19"})
+    count_retry(runs, "m-1b", "node failed")
     slurm.answers(
         "squeue",
         "10_0|RUNNING|None\n10_1|PENDING|Resources\n"
@@ -59,7 +60,7 @@ def test_one_squeue_tells_every_job(slurm, runs):
     assert states(runs, failures={"m-2": "out of memory after 3 attempts"}) == {
         "lin1": "running: pretraining 37%, 2 min left (job 10_0)",
         "knn1": "running: pretraining 37%, 2 min left (job 10_0)",
-        "lin1b": "queued: pretraining job 10_1 (Resources)",
+        "lin1b": "queued: pretraining job 10_1, attempt 2 (Resources)",
         "lin2": "running: evaluation 75%, 2 min left (job 20)",
         "knn2": "failed: pretraining failed: out of memory after 3 attempts",
     }
