@@ -16,7 +16,7 @@ import torch
 
 from harness import dist
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pycocotools")
 _ROOT = Path(__file__).parents[1]
 
 

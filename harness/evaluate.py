@@ -90,6 +90,8 @@ def measure(
             "sha256": info.sha256,
             "family": info.family,
             "arch": info.arch,
+            "partial": info.partial,
+            "missing": list(info.missing) if info.partial else [],
             "pixels": resolved(backbone.pixels),
         },
         data=protocol.data(),

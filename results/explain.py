@@ -35,6 +35,7 @@ _EFFECTS = (
     (r"data\.", "other data: not comparable"),
     (r"checkpoint\.sha256", "other weights, or the same ones saved again"),
     (r"checkpoint\.(arch|family)", "another network"),
+    (r"checkpoint\.(partial|missing)", "moves the number: layers with random weights"),
     (r"checkpoint\.pixels", "moves the number: the trunk sees other pixels"),
     (r"checkpoint\.path", "nothing: where the file lies"),
     (r"recipe\b", "another pretraining"),

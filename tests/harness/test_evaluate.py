@@ -111,7 +111,9 @@ def test_the_cost_of_a_pretraining_follows_from_what_its_trainer_wrote():
 
 def test_the_environment_names_versions_and_the_state_of_the_code():
     found = environment()
-    assert {"python", "torch", "torchvision", "timm", "numpy"} == found["versions"].keys()
+    assert found["versions"].keys() == {
+        *("python", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pycocotools")
+    }
     assert found["commit"] is None or len(found["commit"]) == 40
     assert found["processes"] == 1
 
