@@ -24,6 +24,11 @@ class Cost:
     peak_memory_bytes: int = 0  # of the process that took most: allocated on its GPU, or resident
     jobs: tuple[str, ...] = ()  # SLURM's ids
 
+    @property
+    def where(self) -> str:
+        """Number and kind of what it ran on: "32 × Tesla V100-SXM2-32GB"."""
+        return f"{self.processes} × {self.hardware or ('GPU' if self.gpus else 'CPU')}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

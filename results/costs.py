@@ -57,7 +57,7 @@ def _row_cost(row: int, records: dict[str, Record], resolved: Resolved) -> RowCo
         row=row,
         epochs=trained.epochs,
         runs=len({resolved.evaluations[key].pretraining for key in records}),
-        hardware=", ".join(dict.fromkeys(_hardware(cost) for cost in costs)),
+        hardware=", ".join(dict.fromkeys(cost.where for cost in costs)),
         hours_per_100_epochs=hours and hours * 100 / trained.epochs,
         gpu_hours=_mean(cost.gpu_hours for cost in costs),
         process_hours=_mean(cost.seconds / 3600 * cost.processes for cost in costs),
@@ -66,10 +66,6 @@ def _row_cost(row: int, records: dict[str, Record], resolved: Resolved) -> RowCo
         evaluation_hours=sum(cost.seconds for cost in evaluations) / 3600,
         evaluation_gpu_hours=sum(cost.gpu_hours for cost in evaluations),
     )
-
-
-def _hardware(cost: Cost) -> str:
-    return f"{cost.processes} × {cost.hardware or ('GPU' if cost.gpus else 'CPU')}"
 
 
 def _mean(values: Iterable[float]) -> float | None:

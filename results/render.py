@@ -111,11 +111,11 @@ def render_costs(drawing: Drawing, costs: Sequence[RowCost]) -> str:
             str(cost.epochs),
             str(cost.runs),
             cost.hardware,
-            _number(cost.hours_per_100_epochs, 2),
+            _span(cost.hours_per_100_epochs),
             _hours(cost),
             _number(cost.images_per_s, 0),
             _number(cost.peak_memory_gb),
-            _number(cost.evaluation_hours, 2),
+            _span(cost.evaluation_hours),
         ]
         for cost in costs
     ]
@@ -130,8 +130,12 @@ def render_costs(drawing: Drawing, costs: Sequence[RowCost]) -> str:
 
 def _hours(cost: RowCost) -> str:
     if cost.gpu_hours is None or cost.gpu_hours:
-        return _number(cost.gpu_hours, 2)
-    return f"{_number(cost.process_hours, 2)} (CPU)"
+        return _span(cost.gpu_hours)
+    return f"{_span(cost.process_hours)} (CPU)"
+
+
+def _span(hours: float | None) -> str:
+    return f"{hours:.2g}" if hours is not None and hours < 1 else _number(hours)
 
 
 def _costs_csv(drawing: Drawing, costs: Sequence[RowCost]) -> str:

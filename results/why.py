@@ -52,7 +52,7 @@ def _cost(cost: Cost | None, seconds: float) -> str:
     """A cost in one line; only the seconds in records from before there was one."""
     if cost is None:
         return f"{seconds:.0f} s"
-    parts = [f"{cost.seconds:.0f} s", f"{cost.gpus or cost.processes} × {cost.hardware or '?'}"]
+    parts = [f"{cost.seconds:.0f} s", cost.where]
     if cost.gpus:
         parts.append(f"{cost.gpu_hours:.2f} GPU-hours")
     if cost.images_per_s is not None:

@@ -23,7 +23,7 @@ class Nodes:
 
     partition: str
     default: bool  # whether jobs that name no partition go there
-    up: bool
+    open: bool  # whether it takes jobs; one that is down does, and runs them later
     minutes: float | None  # longest time limit; None: no limit
     count: int
     cpus: int  # per node, as are memory and GPUs
@@ -93,8 +93,8 @@ _NAMES = ("partition", "account", "qos", "constraint", "exclude")
 
 def _check_size(where: str, values: Mapping[str, Any], here: Sequence[Nodes]) -> None:
     """Compare each bound with the best node that meets those before it."""
-    if not any(n.up for n in here):
-        raise UserError(f"{where} is down; set another one with --set SECTION.partition=….")
+    if not any(n.open for n in here):
+        raise UserError(f"{where} takes no jobs; set another one with --set SECTION.partition=….")
     limits = [n.minutes for n in here]
     minutes = values.get("timeout_min", 0)
     if None not in limits and minutes > (most := max(m for m in limits if m is not None)):
@@ -130,12 +130,12 @@ def _flags(values: Mapping[str, Any]) -> list[str]:
 
 
 def _nodes(line: str) -> Nodes:
-    name, up, limit, count, cpus, memory, gres = line.split("|", 6)
+    name, state, limit, count, cpus, memory, gres = line.split("|", 6)
     gpus = [(m["kind"] or "", int(m["count"])) for m in _GPU.finditer(gres)]
     return Nodes(
         partition=name.rstrip("*"),
         default=name.endswith("*"),
-        up=up == "up",
+        open=state in ("up", "down"),
         minutes=_minutes(limit),
         count=int(count),
         cpus=int(cpus.rstrip("+")),

@@ -159,7 +159,7 @@ def describe_costs(costs: Costs) -> list[str]:
     place = f"cluster {site.name}" if site.cluster else "this machine"
     lines = [f"On {place}: {_shares(costs)}."]
     unknown = plan.jobs - len(costs.known)
-    if not costs.known:
+    if unknown and not any(estimate.seconds for estimate in costs.known):
         return [*lines, "Cost: unknown (no record of a similar run, nothing published)."]
     least = "at least " if unknown else "about "
     on_gpus = any(estimate.resources.gpus for estimate in costs.known)

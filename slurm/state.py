@@ -163,6 +163,8 @@ def _runs(job: tuple[str, Queued] | None) -> bool:
 
 
 def _running(text: str, job: tuple[str, Queued] | None) -> State:
+    if job is not None and job[1].state == "COMPLETING":
+        text = "ending"
     name = f" ({job[0]})" if job is not None else ""
     return State(kind="running", text=f"running: {text}{name}")
 

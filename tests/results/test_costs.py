@@ -65,7 +65,7 @@ def test_the_cost_table_shows_what_the_papers_table_of_costs_does(tmp_path):
     line = next(x for x in render_costs(shown, costs).splitlines() if x.startswith("| First"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
-        *("First, 100", "1", "2", f"32 × {V100}", "9.00", "2.88", "4000", "10.4", "1.50"),
+        *("First, 100", "1", "2", f"32 × {V100}", "9.0", "2.9", "4000", "10.4", "1.5"),
     ]
     markdown, values = save_costs(shown, costs)
     assert (markdown.name, values.name) == (
@@ -79,7 +79,7 @@ def test_on_cpu_hours_are_those_of_the_processes(tmp_path):
     cpu = Cost(seconds=7200.0, processes=2, hardware="x86_64", images_per_s=10.0)
     found = replace(record("lin1", 1.0), pretrain_cost=cpu)
     costs = row_costs(sample.resolved(), Findings(records={"lin1": found}))
-    assert "| 4.00 (CPU)  |" in render_costs(drawing(tmp_path), costs)
+    assert "| 4.0 (CPU)   |" in render_costs(drawing(tmp_path), costs)
 
 
 def test_why_tells_the_cost_of_a_record_and_the_seconds_of_an_older_one(tmp_path):

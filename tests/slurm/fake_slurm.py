@@ -5,9 +5,9 @@ from pathlib import Path
 
 PARTITIONS = """\
 main*|up|2-00:00:00|4|64|512000|gpu:v100:8(S:0-1)
-debug|up|30:00|2|16|64000|gpu:v100:1
+debug|down|30:00|2|16|64000|gpu:v100:1
 cpu|up|infinite|3|32|128000|(null)
-old|down|infinite|1|32|128000|(null)
+old|inact|infinite|1|32|128000|(null)
 """
 COMMANDS = {
     "sinfo": 'cat "$0.answer"; exit $(cat "$0.rc")',

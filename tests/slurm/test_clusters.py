@@ -175,7 +175,7 @@ def test_without_a_controller_the_choice_is_local_and_slurm_itself_is_refused(sl
     ("values", "message"),
     [
         ({"partition": "mian"}, "no partition 'mian': did you mean main? choose from main, debug,"),
-        ({"partition": "old"}, "partition old is down"),
+        ({"partition": "old"}, "partition old takes no jobs"),
         (
             {"partition": "debug", "timeout_min": 60},
             "debug ends jobs after 30 min: timeout_min = 60",

@@ -73,6 +73,14 @@ def test_what_the_records_do_not_tell_stays_unknown(tmp_path):
     assert lines[2] == "Time: at least 60 s with 2 at once; critical path 60 s."
 
 
+def test_a_plan_of_which_only_the_untrained_network_is_known_costs_nobody_knows_what(tmp_path):
+    table = sample.resolved()
+    untrained = replace(table.pretrainings["m-1b"], epochs=0)
+    table = replace(table, pretrainings={**table.pretrainings, "m-1b": untrained})
+    lines = describe_costs(estimate_costs(make_plan([table], {}, tmp_path), TWO_CORES, {}))
+    assert lines[1] == "Cost: unknown (no record of a similar run, nothing published)."
+
+
 def test_records_on_other_hardware_tell_nothing_and_speed_grows_with_the_gpus():
     job = sample.pretraining("m-1", 3)
     cost = Cost(seconds=20.0, processes=2, gpus=2, hardware="NVIDIA A100-SXM4-80GB")

@@ -68,12 +68,12 @@ def test_one_squeue_tells_every_job(slurm, runs):
 
 
 def test_an_evaluation_alone_tells_why_it_waits_and_a_record_ends_the_matter(slurm, runs):
-    note(runs, {"lin1": "11_0", "knn1": "11_1", "lin2": "13"})
-    slurm.answers("squeue", "11_0|PENDING|Priority\n11_1|CONFIGURING|None\n")
+    note(runs, {"lin1": "11_0", "knn1": "11_1", "lin2": "13", "lin1b": "9"})
+    slurm.answers("squeue", "11_0|PENDING|Priority\n11_1|CONFIGURING|None\n9|COMPLETING|None\n")
     assert states(runs, records=["lin2"]) == {
         "lin1": "queued: job 11_0 (Priority)",
         "knn1": "queued: job 11_1 (CONFIGURING)",
-        "lin1b": "missing",
+        "lin1b": "running: ending (job 9)",
         "lin2": "recorded",
         "knn2": "missing",
     }
@@ -105,7 +105,8 @@ def test_cancel_ends_the_living_jobs_of_these_keys_by_one_scancel(slurm, runs):
     assert slurm.calls("scancel") == ["10 11_1"]
     assert text.splitlines()[0] == "2 jobs cancelled; records and checkpoints stay."
     assert text.endswith("are left alone (stop it with Ctrl-C): knn2.")
-    assert submitted(runs) == {"m-1": ("9", "10"), "lin1": ("11_0", "11_1"), "other": ("12",)}
+    noted = {key: set(jobs) for key, jobs in submitted(runs).items()}
+    assert noted == {"m-1": {"9", "10"}, "lin1": {"11_0", "11_1"}, "other": {"12"}}
 
 
 def test_cancel_does_nothing_and_says_so_where_nothing_is_queued_or_slurm_is_silent(slurm, runs):
