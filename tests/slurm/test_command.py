@@ -3,11 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import reproduce
+from slurm.cluster_jobs import submit
+from slurm.clusters import Cluster, read_sections
 from slurm.ledger import open_submission
+from slurm.plan import make_plan
+from slurm.submit import Places, make_tasks
+from tests.results import sample
 from tests.slurm.fake_slurm import FakeSlurm
 
 
@@ -26,6 +32,36 @@ def run(tmp_path, capsys):
         return status, captured.out, captured.err
 
     return run
+
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+OWN = """
+[slurm]
+partition = "main"
+account = "vision"
+qos = "long"
+constraint = "ib"
+exclude = "n7"
+setup = ["module load cuda", "source ~/ssl/bin/activate"]
+[slurm.pretrain."none:NONE"]
+nodes = 2
+[slurm.evaluate.knn]
+mem_gb = 128
+"""
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "evaluate"])
+def test_the_script_that_sbatch_gets_is_the_golden_file(slurm, tmp_path, kind):
+    own = tmp_path / "own.toml"
+    own.write_text(OWN)
+    cluster = Cluster(name="slurm", section=read_sections(own=own)["slurm"])
+    plan = make_plan([sample.resolved()], {"lin1", "lin1b", "lin2"}, tmp_path)
+    places = Places(runs=tmp_path, records=tmp_path)
+    jobs = submit(make_tasks(plan, places, None), cluster, tmp_path, {})
+    assert jobs == {"m-2": "100_0", "m-1": "100_1", "knn2": "101", "knn1": "102"}
+    text = slurm.script({"pretrain": 0, "evaluate": 2}[kind])
+    text = text.replace(str(tmp_path), "/runs").replace(sys.executable, "python")
+    assert text == (GOLDEN / f"{kind}.sbatch").read_text()
 
 
 FITS = ("--set", "slurm.pretrain.cpus_per_task=2", "--set", "slurm.pretrain.mem_gb=64")
