@@ -64,10 +64,12 @@ class PublishedRun:
         """Images (each with all its views) per second and GPU."""
         return self.epochs * SPLIT_SIZES["imagenet"] / (self.hours * 3600 * self.gpus)
 
-    def describe(self, method: str) -> str:
-        """Where an estimate for `method` comes from."""
-        other = "" if method == self.method else f" of {self.method}"
-        return f"{self.source}{other} ({self.gpu or 'GPU not named'})"
+    def describe(self, method: str, gpu: str) -> str:
+        """Where an estimate comes from: "IMSVD, Table IV: V100", "… swav, V100, not a100"."""
+        whose = "" if method == self.method else f"{self.method}, "
+        other = bool(gpu and self.gpu) and gpu.lower() not in self.gpu.lower()
+        kind = f"{self.gpu}, not {gpu}" if other else self.gpu or "GPU not named"
+        return f"{self.source}: {whose}{kind}"
 
 
 @functools.cache
@@ -119,7 +121,9 @@ def _from_papers(pretraining: Pretraining, resources: Resources) -> Estimate | N
         return None
     images = pretraining.epochs * SPLIT_SIZES["imagenet"]
     seconds = images / run.images_per_s / resources.gpus
-    return Estimate(seconds=seconds, resources=resources, source=run.describe(method))
+    return Estimate(
+        seconds=seconds, resources=resources, source=run.describe(method, resources.gpu)
+    )
 
 
 def evaluate_estimate(

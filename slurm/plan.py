@@ -196,8 +196,8 @@ def _shares(costs: Costs) -> str:
 
 def _sources(costs: Costs) -> str:
     counts = Counter(estimate.source for estimate in costs.known if estimate.seconds)
-    found = ", ".join(f"{count} jobs from {source}" for source, count in counts.items())
-    return f"estimated: {found or 'nothing to train'}"
+    found = [f"{n} job{'s' if n > 1 else ''} from {source}" for source, n in counts.items()]
+    return f"estimated: {'; '.join(found)}"
 
 
 def _hours(hours: float) -> str:

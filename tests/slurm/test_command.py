@@ -73,7 +73,7 @@ def test_the_plan_on_a_cluster_names_gpus_hours_and_where_they_come_from(slurm, 
     assert out.splitlines()[-3] == "On cluster slurm: pretraining on 8 GPUs, evaluation on 1 GPU."
     # Table IV's hours per 100 epochs on 32 GPUs: IMSVD 8.5 × 25, VICReg 11 × 13, BT 12 × 12
     assert f"Cost: at least {32 * (8.5 * 25 + 11 * 13 + 12 * 12):,.0f} GPU-hours" in out
-    assert "10 jobs from IMSVD, Table IV (V100); unknown for 10 of 20 jobs." in out
+    assert "10 jobs from IMSVD, Table IV: V100; unknown for 10 of 20 jobs." in out
     assert "with 4 at once, if the nodes are free; critical path 17.7 days" not in out
     assert slurm.calls("sbatch")[0].startswith("--test-only")
 

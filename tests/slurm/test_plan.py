@@ -102,10 +102,12 @@ def paper_job(method, backbone, views, epochs):
 def test_without_records_the_papers_hours_are_taken_and_named():
     eight = Resources(gpus=8, processes=8, gpu="v100")
     imsvd = pretrain_estimate(paper_job("imsvd", "resnet50", 2, 1000), eight, [])
-    assert imsvd.source == "IMSVD, Table IV (V100)"
+    assert imsvd.source == "IMSVD, Table IV: V100"
     assert imsvd.gpu_hours == pytest.approx(8.5 * 32 * 10)  # Table IV: 8.5 h per 100 on 32 GPUs
+    other = pretrain_estimate(paper_job("vicreg", "resnet50", 2, 9), replace(eight, gpu="a100"), [])
+    assert other.source == "IMSVD, Table IV: V100, not a100"
     svib = pretrain_estimate(paper_job("svib", "vit_small_16", 12, 300), eight, [])
-    assert svib.source == "DINO, Table 8 of dino (GPU not named)"
+    assert svib.source == "DINO, Table 8: dino, GPU not named"
     assert svib.gpu_hours == pytest.approx(72.6 * 16)
     nowhere = [
         (paper_job("imsvd", "resnet18", 2, 100), eight),
