@@ -81,6 +81,8 @@ def _until_idle(look: Look) -> Iterator[Mapping[str, Sequence[Line]]]:
 def _grid(tables: Mapping[str, Sequence[Line]]) -> Grid:
     """What goes on first; cells with a record, and those that are never run, are only counted."""
     grid = Grid.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, ratio=1)
+    grid.add_column(no_wrap=True, ratio=1)
     for name, lines in tables.items():
         grid.add_row(name, summary(lines))
     for kind in _SHOWN:
