@@ -13,6 +13,8 @@ from typing import Any
 from harness.errors import UserError
 
 ANSWER_SECONDS = 15  # sinfo itself tries for ten seconds to reach a controller that is down
+_WAY_OUT = "change clusters.toml or give --set."
+_NAMES = ("partition", "account", "qos", "constraint", "exclude")
 _LIMIT = re.compile(r"(?:(?P<d>\d+)-)?(?:(?P<h>\d+):)?(?P<m>\d+):(?P<s>\d+)")
 _GPU = re.compile(r"gpu:(?:(?P<kind>[^:,(]+):)?(?P<count>\d+)")
 
@@ -49,7 +51,7 @@ def partitions() -> list[Nodes]:
     Raises:
         UserError: No controller answers.
     """
-    done = _run("sinfo", "-h", "-e", "-o", "%P|%a|%l|%D|%c|%m|%G")
+    done = _run("sinfo", "-a", "-h", "-e", "-o", "%P|%a|%l|%D|%c|%m|%G")
     if done.returncode:
         raise UserError(
             f"no SLURM controller answers ({_last_line(done.stderr)}); try again when it is up."
@@ -68,37 +70,47 @@ def check(where: str, values: Mapping[str, Any], found: Sequence[Nodes]) -> None
     Raises:
         UserError: One sentence that names the value, the partition's bound and the key to change.
     """
-    name = values.get("partition", "")
-    here = [n for n in found if (n.partition == name if name else n.default)]
-    if name and not here:
-        known = list(dict.fromkeys(n.partition for n in found))
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"{where}: no partition {name!r}: {hint}choose from {', '.join(known)}.")
+    names = _names(values.get("partition", ""))
+    known = list(dict.fromkeys(n.partition for n in found))
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(
+                f"{where}: no partition {name!r}: {hint}choose from {', '.join(known)}."
+            )
+    here = _of(found, names)
     if here:
-        _check_size(f"{where}: partition {here[0].partition}", values, here)
+        called = " or ".join(dict.fromkeys(n.partition for n in here))
+        _check_size(f"{where}: partition {called}", values, here)
     done = _run("sbatch", "--test-only", *_flags(values), "--wrap", "true")
     if done.returncode:
         # "allocation failure: Invalid qos specification"
         reason = _last_line(done.stderr).rpartition(": ")[2]
         asked = ", ".join(f"{key} = {values[key]!r}" for key in _NAMES if values.get(key))
-        raise UserError(
-            f"{where}: SLURM refuses: {reason} ({asked or 'the defaults'}); change clusters.toml "
-            "or give --set."
-        )
+        raise UserError(f"{where}: SLURM refuses: {reason} ({asked or 'the defaults'}); {_WAY_OUT}")
 
 
-_NAMES = ("partition", "account", "qos", "constraint", "exclude")
+def _names(partition: str) -> list[str]:
+    """sbatch takes several, between commas, and uses whichever starts the job first."""
+    return [name.strip() for name in partition.split(",") if name.strip()]
+
+
+def _of(found: Iterable[Nodes], names: Sequence[str]) -> list[Nodes]:
+    """The nodes of these partitions, or of the default one."""
+    return [n for n in found if (n.partition in names if names else n.default)]
 
 
 def _check_size(where: str, values: Mapping[str, Any], here: Sequence[Nodes]) -> None:
     """Compare each bound with the best node that meets those before it."""
     if not any(n.open for n in here):
-        raise UserError(f"{where} takes no jobs; set another one with --set SECTION.partition=….")
+        raise UserError(f"{where} takes no jobs at present; {_WAY_OUT}")
     limits = [n.minutes for n in here]
     minutes = values.get("timeout_min", 0)
     if None not in limits and minutes > (most := max(m for m in limits if m is not None)):
-        raise UserError(f"{where} ends jobs after {most:.0f} min: timeout_min = {minutes}.")
+        raise UserError(
+            f"{where} ends jobs after {most:.0f} min: timeout_min = {minutes}; {_WAY_OUT}"
+        )
     gpus = values.get("gpus_per_node", 0)
     bounds = [
         ("gpus_per_node", gpus, lambda n: n.gpus, "GPUs per node"),
@@ -110,11 +122,13 @@ def _check_size(where: str, values: Mapping[str, Any], here: Sequence[Nodes]) ->
         if not fitting:
             most = max(bound(n) for n in here)
             processes = f" for {gpus} processes" if key == "cpus_per_task" and gpus > 1 else ""
-            raise UserError(f"{where} has at most {most} {unit}: {key} = {values[key]}{processes}.")
+            raise UserError(
+                f"{where} has at most {most} {unit}: {key} = {values[key]}{processes}; {_WAY_OUT}"
+            )
         here = fitting
     nodes, most = values.get("nodes", 1), sum(n.count for n in here)
     if nodes > most:
-        raise UserError(f"{where} has {most} nodes of that size: nodes = {nodes}.")
+        raise UserError(f"{where} has {most} nodes of that size: nodes = {nodes}; {_WAY_OUT}")
 
 
 def _flags(values: Mapping[str, Any]) -> list[str]:
@@ -172,6 +186,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def cluster_gpus(found: Iterable[Nodes], partition: str) -> tuple[int, str]:
     """GPUs of a partition, and their kind where all are of one; (0, "") if it isn't known."""
-    here = [n for n in found if (n.partition == partition if partition else n.default)]
+    here = _of(found, _names(partition))
     kinds = {n.gpu for n in here if n.gpus}
     return sum(n.count * n.gpus for n in here), kinds.pop() if len(kinds) == 1 else ""

@@ -175,6 +175,8 @@ def test_without_a_controller_the_choice_is_local_and_slurm_itself_is_refused(sl
     ("values", "message"),
     [
         ({"partition": "mian"}, "no partition 'mian': did you mean main? choose from main, debug,"),
+        ({"partition": "main,nope"}, "no partition 'nope'"),
+        ({"partition": "debug,cpu", "mem_gb": 200}, "partition debug or cpu has at most 128000 MB"),
         ({"partition": "old"}, "partition old takes no jobs"),
         (
             {"partition": "debug", "timeout_min": 60},
