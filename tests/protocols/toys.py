@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from harness.backbone import POOLED, Backbone
 from harness.data import ImageSet
-from harness.protocol import Estimate
 from harness.recipe import BackboneSpec, Reading
 from harness.views import CenterCrop, View
 from protocols.knn import KNN
@@ -88,9 +87,9 @@ def toy_data(*, noise: int = 20, images: int = 330, shuffled: float = 0.0) -> It
         yield
 
 
-def run_both(folder: Path) -> dict[str, Estimate]:
+def run_both(folder: Path) -> dict[str, tuple[float | None, ...]]:
     """Both protocols on images and labels so noisy that accuracies lie between chance and 100."""
     with toy_data(noise=190, images=331, shuffled=0.5):
-        return KNN_TOY.run(PixelBackbone(), folder / "knn") | replace(LINEAR_TOY, epochs=3).run(
-            PixelBackbone(), folder / "linear"
-        )
+        found = KNN_TOY.run(PixelBackbone(), folder / "knn")
+        found |= replace(LINEAR_TOY, epochs=3).run(PixelBackbone(), folder / "linear")
+    return {name: tuple(estimate) for name, estimate in found.items()}
