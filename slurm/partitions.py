@@ -92,7 +92,7 @@ def check(where: str, values: Mapping[str, Any], found: Sequence[Nodes]) -> None
 
 
 def _names(partition: str) -> list[str]:
-    """sbatch takes several, between commas, and uses whichever starts the job first."""
+    """The partitions asked for: of several, between commas, sbatch uses the first with room."""
     return [name.strip() for name in partition.split(",") if name.strip()]
 
 
@@ -185,7 +185,13 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def cluster_gpus(found: Iterable[Nodes], partition: str) -> tuple[int, str]:
-    """GPUs of a partition, and their kind where all are of one; (0, "") if it isn't known."""
+    """GPUs of a partition, and their kind where all are of one; (0, "") if it isn't known.
+
+    Of several partitions, which may share their nodes, the largest.
+    """
     here = _of(found, _names(partition))
+    totals: dict[str, int] = {}
+    for nodes in here:
+        totals[nodes.partition] = totals.get(nodes.partition, 0) + nodes.count * nodes.gpus
     kinds = {n.gpu for n in here if n.gpus}
-    return sum(n.count * n.gpus for n in here), kinds.pop() if len(kinds) == 1 else ""
+    return max(totals.values(), default=0), kinds.pop() if len(kinds) == 1 else ""

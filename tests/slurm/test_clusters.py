@@ -213,4 +213,7 @@ def test_what_fits_is_shown_to_sbatch_once_with_all_its_options(slurm):
         "--test-only --partition=main --qos=long --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 "
         "--cpus-per-task=8 --mem=400G --time=1440 --wrap true"
     ]
-    assert partitions.cluster_gpus(partitions.partitions(), "") == (32, "v100")
+    found = partitions.partitions()
+    assert partitions.cluster_gpus(found, "") == (32, "v100")
+    assert partitions.cluster_gpus(found, "main,debug") == (32, "v100")
+    assert partitions.cluster_gpus(found, "cpu") == (0, "")
