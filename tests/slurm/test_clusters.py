@@ -41,13 +41,6 @@ def test_every_key_is_documented_in_the_file_and_no_other():
     assert tuple(sorted(documented)) == clusters.KEYS
 
 
-def test_every_key_is_in_the_readme():
-    found = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    if not set(found) & set(clusters.KEYS):
-        pytest.skip("README has no table of the keys of clusters.toml yet")
-    assert set(clusters.KEYS) <= set(found)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
