@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,8 +17,11 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from harness.rendezvous import TIMEOUT, HungRankError, job_store, timeout
 
 _SRUN = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_CHECK_IN_SECONDS = 5.0  # within which all who waited for a hung process say so
+_TIMED_OUT = ("Timed out", "timed out", "Timeout", "timeout")
 
 
 def _environment() -> dict[str, str]:
@@ -27,22 +30,8 @@ def _environment() -> dict[str, str]:
         return dict(os.environ)
     # Only a process that srun started has a step id; sbatch's own shell has SLURM_NTASKS too.
     if "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        found = {ours: os.environ[theirs] for ours, theirs in _SRUN.items()}
-        job = int(os.environ["SLURM_JOB_ID"])
-        if int(found["WORLD_SIZE"]) > 1:
-            found["MASTER_ADDR"] = _first_host(os.environ["SLURM_STEP_NODELIST"])
-            # Below the ephemeral range, so that no outgoing connection holds it by accident.
-            found["MASTER_PORT"] = str(15000 + job % 10000)
-        return found
+        return {ours: os.environ[theirs] for ours, theirs in _SRUN.items()}
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-
-
-def _first_host(nodes: str) -> str:
-    """First host of a SLURM node list, e.g. `n1` of `n[1-3,7],m2`."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    return head + rest.split("]")[0].split(",")[0].split("-")[0]
 
 
 def init() -> None:
@@ -51,7 +40,8 @@ def init() -> None:
     NCCL with one GPU per process, gloo on CPU. Calling it twice is fine.
 
     Raises:
-        UserError: More processes on this machine than GPUs.
+        UserError: More processes on this machine than GPUs, or no free port.
+        HungRankError: The first process never came.
     """
     if torch_dist.is_initialized():
         return
@@ -70,13 +60,52 @@ def init() -> None:
                 )
             local = 0
         torch.cuda.set_device(local)
+    rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
+    meeting: dict[str, Any]
+    if "MASTER_ADDR" in env:
+        meeting = {"init_method": f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"}
+    else:
+        meeting = {"store": job_store(rank, world)}
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     torch_dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
-        rank=int(env["RANK"]),
-        world_size=int(env["WORLD_SIZE"]),
-        timeout=timedelta(minutes=30),
+        backend, rank=rank, world_size=world, timeout=timeout(), **meeting
     )
+
+
+@contextmanager
+def naming_hung_ranks() -> Iterator[None]:
+    """Turn the timeout of a collective into a sentence that says which process didn't come.
+
+    With gloo; NCCL's watchdog ends the process itself and names the collective in its log.
+
+    Raises:
+        HungRankError: Some process didn't come.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not any(word in str(error) for word in _TIMED_OUT):
+            raise
+        hung = _absent()
+        if not hung:
+            raise
+        ranks = ", ".join(map(str, hung))
+        raise HungRankError(
+            f"rank {ranks} of {world()} hung: the others waited for it for "
+            f"{timeout().total_seconds():.0f} s; look at its own log, and raise {TIMEOUT} if it "
+            "was only slow"
+        ) from error
+
+
+def _absent() -> list[int]:
+    """Ranks that don't say, soon after this one, that they waited in vain as well."""
+    store = torch_dist.distributed_c10d._get_default_store()
+    try:
+        store.set(f"waited/{rank()}", "")
+        time.sleep(_CHECK_IN_SECONDS)
+        return [other for other in range(world()) if not store.check([f"waited/{other}"])]
+    except torch_dist.DistError:
+        return [0]  # the store is the first process's
 
 
 def shutdown() -> None:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness import dist, draws
 from harness.backbone import build_backbone
-from harness.checkpoint import load_backbone, load_training, save_backbone, save_training
+from harness.checkpoint import load_backbone, save_backbone, save_training
 from harness.data import ImageSet, open_split
 from harness.environment import peak_memory_bytes
 from harness.errors import UserError
@@ -31,6 +31,7 @@ from harness.loader import Plan, loader_workers, train_batches
 from harness.method import Method
 from harness.optim import build_optimizer, clip_each_gradient, set_schedules
 from harness.recipe import Progress, Recipe, pretrain_key, resolved
+from harness.resume import agreed_checkpoint
 from harness.trainlog import TrainLog
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -107,7 +108,8 @@ def pretrain(
     dist.init()
     workdir = runs / pretrain_key(recipe, seed)
     final = workdir / "backbone.pt"
-    if final.exists():
+    # one process decides for all: shared file systems show a new file to each at another time
+    if dist.broadcast_object(final.exists()):
         load_backbone(final)
         return final
     if dist.is_main():
@@ -187,7 +189,7 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _resume(run: Run) -> None:
-    found = load_training(run.workdir)
+    found = agreed_checkpoint(run.workdir)
     if found is None:
         return
     state, run.checkpoint = found
@@ -204,8 +206,16 @@ def _resume(run: Run) -> None:
         print(f"resuming {run.workdir.name} at step {run.step}/{run.steps}", file=sys.stderr)
 
 
-def _save(run: Run) -> None:
-    """Write a checkpoint, unless the last update has spoilt the weights."""
+def save(run: Run) -> None:
+    """Write a checkpoint, unless the last update has spoilt the weights; the main process does.
+
+    Between two steps this may happen at any time, and changes nothing about the run.
+
+    Raises:
+        NonFiniteLossError: A weight is not finite.
+    """
+    if not dist.is_main():
+        return
     norms = torch._foreach_norm([p.detach() for p in run.method.parameters()])
     if not torch.stack(norms).isfinite().all():
         raise _diverged(run, "a weight is not finite", run.step)
@@ -253,7 +263,7 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
                     _report(run, log, pending)
                 if due and not pending:
                     begun = time.monotonic()
-                    _save(run)
+                    save(run)
                     saved = time.monotonic()
                     save_seconds = saved - begun
                 if on_step is not None:

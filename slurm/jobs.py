@@ -2,7 +2,8 @@
 
 Everything here is importable without torch: a task carries the names of its recipe and protocol,
 and builds them where it runs. Workers never do the same work twice at a time: each job holds a
-lock on its run folder.
+lock on its run folder. When SLURM takes a job's place, the job saves and queues itself again
+(slurm/survival.py).
 """
 
 from __future__ import annotations
@@ -12,25 +13,39 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import UserError
 from harness.record import Record
 from results.resolve import Evaluation, Pretraining, protocol_of, recipe_of
+from slurm.survival import Interruptions, interruptible
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
     from harness.protocol import EvalProtocol
     from harness.recipe import Recipe
+    from harness.train import Run
+
+MOST_IDLE = 10  # attempts in a row that end before anything is saved
 
 
-def pretrain(recipe: Recipe, seed: int, runs: Path) -> Path:
+def pretrain(
+    recipe: Recipe, seed: int, runs: Path, interruptions: Interruptions | None = None
+) -> Path:
     """Train to the end, from wherever an earlier attempt stopped; returns backbone.pt."""
     from harness import train
 
-    return train.pretrain(recipe, seed, runs)
+    def on_step(run: Run) -> None:
+        assert interruptions is not None
+        if run.step < run.steps:
+            interruptions.after_step(lambda: train.save(run))
+        else:
+            interruptions.finish()
+
+    return train.pretrain(recipe, seed, runs, on_step=on_step if interruptions else None)
 
 
 def evaluate(
@@ -60,6 +75,7 @@ class Task:
     runs: Path
     records: Path
     alive: Path | None = None  # file that the dispatcher locks; the job ends when it is unlocked
+    idle: int = 0  # attempts in a row, before this one, that saved nothing
 
     @property
     def key(self) -> str:
@@ -73,25 +89,46 @@ class Task:
             return self.runs / self.key / "backbone.pt"
         return self.records / f"{self.key}.json"
 
+    @property
+    def folder(self) -> Path:
+        """Where the job saves what it goes on from."""
+        folder = self.runs / self.pretraining.key
+        return folder / "evaluations" / self.key if self.evaluation else folder
+
     def __call__(self) -> None:
         """Run the job, unless another process finishes it while this one waits."""
         if self.alive is not None:
             end_with_dispatcher(self.alive)
-        with _locked(lock_path(self.runs, self.key)):
-            self._run()
+        with interruptible() as interruptions:
+            if _ranks() > 1:
+                self._run_as_one_of_many(interruptions)
+            else:
+                with _locked(lock_path(self.runs, self.key)):
+                    self._run(interruptions)
 
-    def _run(self) -> None:
+    def _run_as_one_of_many(self, interruptions: Interruptions | None) -> None:
+        """The first rank holds the lock, and all do what it finds left to do."""
+        from harness import dist
+
+        dist.init()
+        with dist.naming_hung_ranks():
+            lock = _locked(lock_path(self.runs, self.key))
+            with lock if dist.is_main() else contextlib.nullcontext():
+                if not dist.broadcast_object(self.output.exists()):
+                    self._run(interruptions)
+                dist.barrier()
+
+    def _run(self, interruptions: Interruptions | None) -> None:
         recipe = recipe_of(self.pretraining)
         seed = self.pretraining.seed
         self._check_key(recipe, seed)
         if self.evaluation is None:
-            pretrain(recipe, seed, self.runs)
+            pretrain(recipe, seed, self.runs, interruptions)
         elif not self.output.exists():
             protocol = protocol_of(self.evaluation)
             evaluate(recipe, protocol, seed, self.runs, self.records)
 
     def _check_key(self, recipe: Recipe, seed: int) -> None:
-        from harness.errors import UserError
         from harness.recipe import pretrain_key
 
         found = pretrain_key(recipe, seed)
@@ -102,10 +139,26 @@ class Task:
             )
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again after a time limit or a preemption."""
+        """What submitit queues again after a time limit or a preemption.
+
+        Raises:
+            UserError: Too many attempts in a row have saved nothing.
+        """
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        idle = 0 if self._has_saved() else self.idle + 1
+        if idle > MOST_IDLE:
+            raise UserError(
+                f"{idle} attempts in a row were interrupted before they saved anything; raise "
+                "timeout_min in slurm/clusters.toml"
+            )
+        return DelayedSubmission(replace(self, idle=idle))
+
+    def _has_saved(self) -> bool:
+        """Whether this attempt has written a checkpoint; times are all the file server's."""
+        begun = lock_path(self.runs, self.key).stat().st_mtime
+        saved = self.folder.glob("step-*.pt") if self.evaluation is None else self.folder.rglob("*")
+        return any(path.stat().st_mtime > begun for path in saved if path.is_file())
 
 
 def lock_path(runs: Path, key: str) -> Path:
@@ -125,15 +178,18 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def _ranks() -> int:
+    """Processes of this job."""
+    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a job; of several ranks the first one holds it for all."""
-    if os.environ.get("SLURM_PROCID", "0") != "0":
-        yield
-        return
+    """Hold the lock of a job; its file's time is when the holder began."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        path.touch()
         yield
 
 

@@ -2,26 +2,29 @@
 
 Each run of the command makes one folder `runs/.jobs/<unique>`: submitit's files, `queue.json` (the
 jobs and, on a cluster, their ids), and `alive`, a file that is locked while the dispatcher lives.
+Looking up what is queued and submitting the rest is one step, under `runs/.jobs/lock`, so that
+commands started at the same moment submit each job once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
-import os
-import shutil
-import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from harness.files import write_atomically
+from slurm import scheduler
 from slurm.jobs import is_locked
 
 JOBS = ".jobs"
 FAILED = ".failed"
+RETRIES = ".retries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +64,44 @@ def queued(runs: Path) -> dict[str, str]:
     A job of a local dispatcher counts while its dispatcher lives, a cluster's job while the
     cluster knows it.
     """
-    jobs: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
     for path in sorted((runs / JOBS).glob("*/queue.json")):
         queue = json.loads(path.read_text())
         local = is_locked(path.parent / "alive")
-        jobs |= {key: job for key, job in queue.items() if job or local}
-    ids = {job for job in jobs.values() if job}
-    known = living(ids) if ids else set()
-    return {key: job for key, job in jobs.items() if not job or job in known}
+        found += [(key, job) for key, job in queue.items() if job or local]
+    known = living({job for _, job in found if job})
+    # a key has several ids after retries: those that the cluster no longer knows don't count
+    return {key: job for key, job in found if not job or job in known}
 
 
 def living(ids: set[str]) -> set[str]:
     """Which of these SLURM jobs are queued or running; all of them while SLURM doesn't answer."""
-    if shutil.which("squeue") is None:
+    if not ids or not scheduler.installed():
         return set()
-    command = ["squeue", "-h", "-r", "-o", "%i", "-u", str(os.getuid())]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        return ids
-    return ids & set(answer.stdout.split())
+    queue = scheduler.queue()
+    return ids if queue is None else ids & queue.keys()
+
+
+@contextlib.contextmanager
+def dispatching(runs: Path) -> Iterator[None]:
+    """Hold the lock under which jobs are looked up and submitted."""
+    (runs / JOBS).mkdir(parents=True, exist_ok=True)
+    with (runs / JOBS / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def count_retry(runs: Path, key: str, reason: str) -> int:
+    """Note that a lost job is submitted again; returns how often it has been."""
+    path = runs / RETRIES / f"{key}.json"
+    reasons = [*(json.loads(path.read_text()) if path.exists() else []), reason]
+    write_atomically(path, json.dumps(reasons, indent=1))
+    return len(reasons)
+
+
+def forget_retries(runs: Path, key: str) -> None:
+    """A job is asked for anew: it may be lost as often as the first time."""
+    (runs / RETRIES / f"{key}.json").unlink(missing_ok=True)
 
 
 def note_failure(runs: Path, key: str, reason: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import UserError
 from slurm import cluster_jobs, local
-from slurm.clusters import BUILT_IN
+from slurm.clusters import BUILT_IN, Cluster
 from slurm.jobs import Task
-from slurm.ledger import forget_failure, open_submission, queued
+from slurm.ledger import open_submission
 from slurm.plan import Plan
 from slurm.progress import Progress
 
@@ -32,7 +34,9 @@ def pin_threads() -> None:
             os.environ[name] = "1"
 
 
-def dispatch(plan: Plan, places: Places, cluster: str, limit: int | None) -> dict[str, str]:
+def dispatch(
+    plan: Plan, places: Places, cluster: str | Cluster, limit: int | None
+) -> dict[str, str]:
     """Run every job of a plan; returns the reasons of those that failed, by key.
 
     Args:
@@ -40,7 +44,24 @@ def dispatch(plan: Plan, places: Places, cluster: str, limit: int | None) -> dic
         places: Where results go.
         cluster: debug, local, or a section of clusters.toml.
         limit: At most so many jobs at once on this machine; None: one per core or GPU.
+
+    Raises:
+        UserError: The cluster refuses the jobs, or the disk of the runs is full.
     """
+    try:
+        return _dispatch(plan, places, cluster, limit)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space is left in {places.runs}; free some, then start the same command again: "
+            "it goes on from here."
+        ) from error
+
+
+def _dispatch(
+    plan: Plan, places: Places, cluster: str | Cluster, limit: int | None
+) -> dict[str, str]:
     submission = open_submission(places.runs)
     alive = submission.alive if cluster == "local" else None
     tasks = make_tasks(plan, places, alive)
@@ -52,11 +73,7 @@ def dispatch(plan: Plan, places: Places, cluster: str, limit: int | None) -> dic
                 return local.run_debug(tasks, progress, submission.folder)
             if cluster == "local":
                 return local.run_local(tasks, progress, submission, local.slots(limit))
-            known = queued(places.runs)
-            for task in tasks:
-                forget_failure(places.runs, task.key)
-            jobs = cluster_jobs.submit(tasks, cluster, submission, known)
-            return cluster_jobs.wait(tasks, jobs, progress, places.runs)
+            return cluster_jobs.run_cluster(tasks, cluster, submission, progress)
         finally:
             submission.close()
 
