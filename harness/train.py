@@ -24,7 +24,7 @@ from harness import dist, draws
 from harness.backbone import build_backbone
 from harness.checkpoint import load_backbone, save_backbone, save_training
 from harness.data import ImageSet, open_split
-from harness.environment import peak_memory_bytes
+from harness.environment import hardware, job_id, peak_memory_bytes
 from harness.errors import UserError
 from harness.files import write_atomically
 from harness.loader import Plan, loader_workers, train_batches
@@ -381,6 +381,8 @@ def _summary(run: Run) -> dict[str, Any]:
         "processes": dist.world(),
         "precision": run.precision,
         "device": str(dist.device().type),
+        "hardware": hardware(),
+        "jobs": [job for job in (job_id(),) if job],
         "peak_memory_bytes": peak_memory_bytes(),
         "data": run.data.describe(),
     }
