@@ -25,8 +25,6 @@ _GRACE_POLLS = 3  # a shared file system shows a finished job's files late, as d
 _MOST_RETRIES = 3  # of a job that was lost through no fault of its own
 _MOST_TIMEOUTS = 10**6  # submitit's count of time limits; Task.checkpoint looks for progress
 _SUBMIT_SECONDS = 600.0  # a controller that restarts is waited for
-# A rank that dies ends the job at once; else the others would wait for it until their timeout.
-_SRUN_ARGUMENTS = ["--kill-on-bad-exit=1"]
 _TRANSIENT = ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
 
 
@@ -104,7 +102,7 @@ def _submit_array(
     executor.update_parameters(
         name=name,
         slurm_additional_parameters=extra,
-        slurm_srun_args=_SRUN_ARGUMENTS,
+        slurm_srun_args=_srun_arguments(parameters),
         **parameters,
     )
     deadline = time.monotonic() + _SUBMIT_SECONDS
@@ -123,6 +121,14 @@ def _submit_array(
                     "or use another --cluster."
                 ) from error
             time.sleep(_POLL_SECONDS)
+
+
+def _srun_arguments(parameters: dict[str, Any]) -> list[str]:
+    # A rank that dies ends the job at once; else the others would wait for it until their timeout.
+    arguments = ["--kill-on-bad-exit=1"]
+    if "cpus_per_task" in parameters:  # since SLURM 22.05 srun doesn't take it over from sbatch
+        arguments.append(f"--cpus-per-task={parameters['cpus_per_task']}")
+    return arguments
 
 
 def run_cluster(
@@ -167,7 +173,14 @@ class _Watch:
             self.progress.tick()
             if self.pending:
                 time.sleep(_TICK_SECONDS)
+        self._say(f"SLURM was asked: {self._calls()}")
         return self.failed
+
+    def _calls(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in sorted(scheduler.calls.items()))
+
+    def _say(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _submit_missing(self) -> None:
         """At the start: attach to what is queued, submit the rest, each once."""
@@ -263,8 +276,7 @@ class _Watch:
         if count > _MOST_RETRIES:
             self._fail(key, f"{reason}; given up after {_MOST_RETRIES} retries")
             return
-        text = f"again ({count} of {_MOST_RETRIES}) {self.progress.names[key]}: {reason}"
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._say(f"again ({count} of {_MOST_RETRIES}) {self.progress.names[key]}: {reason}")
 
     def _fail(self, key: str, reason: str) -> None:
         del self.pending[key]

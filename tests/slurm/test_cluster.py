@@ -6,18 +6,28 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from harness import rendezvous
+from harness.record import load_records
+from harness.scale import find_scale
+from results.resolve import resolve
+from results.table import Column, Row, Table
 from slurm import cluster_jobs, ledger, scheduler
 from slurm.ledger import open_submission
+from slurm.plan import make_plan
 from slurm.postmortem import rank_logs
 from slurm.progress import Progress
+from slurm.submit import Places, dispatch
 from tests.slurm.fake_jobs import evaluation, meeting, pretraining, result, steps_done
 from tests.slurm.throwaway import lives, until
 
+# 400 take two minutes on two cores, most of it the start of 400 Python processes
+CELLS = int(os.environ.get("TEST_CELLS", "60"))
 CLUSTERS = """
 [slurm]
 partition = "main"
@@ -232,6 +242,10 @@ DISPATCHER = """
 import sys
 from pathlib import Path
 from harness import rendezvous
+from harness.record import load_records
+from harness.scale import find_scale
+from results.resolve import resolve
+from results.table import Column, Row, Table
 from slurm import cluster_jobs
 from tests.slurm.fake_jobs import evaluation, pretraining
 from tests.slurm.test_cluster import run
@@ -301,3 +315,72 @@ def test_a_hung_rank_is_named(tmp_path, four_ranks, monkeypatch):
     monkeypatch.setenv("DIST_TIMEOUT_S", "8")
     failed = run([meeting(tmp_path, "p", hung=2)])
     assert failed["p"].startswith("rank 2 of 4 hung: the others waited for it for 8 s; ")
+
+
+def test_many_cells_on_four_nodes_are_all_done_with_one_squeue_per_poll(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_jobs, "_POLL_SECONDS", 10.0)
+    parents = [pretraining(tmp_path, f"p{i}", steps=1, seconds=0) for i in range(CELLS // 10)]
+    tasks = [evaluation(p, f"e{i}-{p.key}", steps=1, seconds=0) for p in parents for i in range(9)]
+    scheduler.calls.clear()
+    begun = time.monotonic()
+    assert run([*parents, *tasks]) == {}
+    assert all(task.output.read_text() == result(task) for task in tasks)
+    assert scheduler.calls["sbatch"] == 1 + len(parents)
+    assert scheduler.calls["squeue"] <= 1 + (time.monotonic() - begun) / 10
+
+
+TABLE = Table(
+    name="tests/small",
+    title="One method and its untrained backbone",
+    source="this harness",
+    columns=(Column(label="KNN-20", protocol="knn:dino", metric="knn_20"),),
+    rows=(
+        Row(label="Random", published=("",), recipe="vicreg:RESNET50", epochs=0),
+        Row(label="VICReg", published=("",), recipe="vicreg:RESNET50", epochs=100),
+    ),
+)
+
+
+def table_run(folder, cluster):
+    """A real table; returns the metrics of its records and the tensors of its backbones."""
+    resolved = resolve(TABLE, find_scale("demo"), seeds=1, fill=False, cache=folder / "plans")
+    places = Places(runs=folder / "runs", records=folder / "records")
+    plan = make_plan([resolved], load_records(places.records), places.runs)
+    assert dispatch(plan, places, cluster, None) == {}
+    records = load_records(places.records)
+    return {key: record.metrics for key, record in records.items()}, {
+        path.parent.name: torch.load(path, weights_only=True)["state"]
+        for path in places.runs.glob("*/backbone.pt")
+    }
+
+
+def test_an_interrupted_table_on_the_cluster_equals_the_local_one_to_the_last_bit(
+    tmp_path, cluster
+):
+    path = tmp_path / "clusters.toml"
+    path.write_text(
+        path.read_text()
+        .replace("mem_gb = 1", "mem_gb = 4")
+        .replace("[slurm.evaluate]", "[slurm.evaluate]\nnodes = 2")
+    )
+    metrics, weights = table_run(tmp_path / "local", "local")
+    disturbed = tmp_path / "slurm"
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(table_run, disturbed, "slurm")
+        for step in (10, 20):
+            until(lambda step=step: last_step(disturbed) >= step, 120, f"step {step}")
+            running = cluster.call("squeue", "-h", "-n", "pretrain", "-t", "R", "-o", "%i")
+            cluster.call("scancel", "--signal=USR2", *running.split())
+        found, trained = future.result(240)
+    assert found == metrics and len(found) == 2
+    logs = [path.read_text() for path in disturbed.glob("runs/.jobs/*/*_log.err")]
+    assert sum(text.count("resuming vicreg-") for text in logs) == 2
+    assert trained.keys() == weights.keys()
+    for key, state in weights.items():
+        assert all(torch.equal(value, trained[key][name]) for name, value in state.items())
+
+
+def last_step(folder):
+    logs = list((folder / "runs").glob("vicreg-*/log.jsonl"))
+    steps = [json.loads(line)["step"] for log in logs for line in log.read_text().splitlines()]
+    return max(steps, default=0)
