@@ -140,9 +140,7 @@ def test_a_cancelled_job_is_reported_and_the_others_finish(tmp_path, cluster):
     assert [t.output.read_text() for t in tasks] == [result(t) for t in tasks]
 
 
-def test_a_preempted_job_saves_its_step_and_resumes_when_the_place_is_free(
-    tmp_path, started, cluster
-):
+def test_a_preempted_job_saves_its_step_and_resumes_when_the_place_is_free(tmp_path, cluster):
     task = pretraining(tmp_path, "p", steps=30)
     running = started([task])
     steps(task, 3)
@@ -157,6 +155,7 @@ def test_a_preempted_job_saves_its_step_and_resumes_when_the_place_is_free(
     assert submissions(task) == 1
 
 
+@pytest.mark.slow
 def test_two_time_limits_and_an_outside_requeue_lose_no_step(tmp_path, cluster):
     task = pretraining(tmp_path, "p", steps=40)
     running = started([task])
@@ -172,6 +171,7 @@ def test_two_time_limits_and_an_outside_requeue_lose_no_step(tmp_path, cluster):
     assert len(steps_done(task)) - 40 <= 25  # what it did in the seconds that KillWait leaves it
 
 
+@pytest.mark.slow
 def test_a_job_on_a_crashed_node_runs_again_elsewhere(tmp_path, cluster):
     task = pretraining(tmp_path, "p", steps=40)
     running = started([task])
@@ -311,12 +311,14 @@ def test_two_nodes_of_two_processes_meet_though_the_jobs_port_is_taken(
     assert "is taken" in logs[0].read_text()
 
 
+@pytest.mark.slow
 def test_a_hung_rank_is_named(tmp_path, four_ranks, monkeypatch):
     monkeypatch.setenv("DIST_TIMEOUT_S", "8")
     failed = run([meeting(tmp_path, "p", hung=2)])
     assert failed["p"].startswith("rank 2 of 4 hung: the others waited for it for 8 s; ")
 
 
+@pytest.mark.slow
 def test_many_cells_on_four_nodes_are_all_done_with_one_squeue_per_poll(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_jobs, "_POLL_SECONDS", 10.0)
     parents = [pretraining(tmp_path, f"p{i}", steps=1, seconds=0) for i in range(CELLS // 10)]
@@ -354,6 +356,7 @@ def table_run(folder, cluster):
     }
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_on_the_cluster_equals_the_local_one_to_the_last_bit(
     tmp_path, cluster
 ):
