@@ -51,7 +51,7 @@ mem_gb = 128
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "evaluate"])
-def test_the_script_that_sbatch_gets_is_the_golden_file(slurm, tmp_path, kind):
+def test_own_settings_reach_the_script_that_sbatch_gets(slurm, tmp_path, kind):
     own = tmp_path / "own.toml"
     own.write_text(OWN)
     cluster = Cluster(name="slurm", section=read_sections(own=own)["slurm"])
@@ -61,7 +61,7 @@ def test_the_script_that_sbatch_gets_is_the_golden_file(slurm, tmp_path, kind):
     assert jobs == {"m-2": "100_0", "m-1": "100_1", "knn2": "101", "knn1": "102"}
     text = slurm.script({"pretrain": 0, "evaluate": 2}[kind])
     text = text.replace(str(tmp_path), "/runs").replace(sys.executable, "python")
-    assert text == (GOLDEN / f"{kind}.sbatch").read_text()
+    assert text == (GOLDEN / f"{kind}.own.sbatch").read_text()
 
 
 FITS = ("--set", "slurm.pretrain.cpus_per_task=2", "--set", "slurm.pretrain.mem_gb=64")
