@@ -131,7 +131,8 @@ def _estimates(measured: COCOeval, kind: Kind) -> dict[str, Estimate]:
     weights = [np.bincount(drawn, minlength=images) for drawn in samples(images, _DRAWS)]
     drawn = average_precision(list(_matches(measured)), np.stack(weights))
     found = {}
-    for stat, value in zip(STATS, measured.stats, strict=False):
+    # COCO's recalls follow the precisions.
+    for stat, value in zip(STATS, measured.stats[: len(STATS)], strict=True):
         if value < 0:
             continue
         estimate = Estimate(100 * float(value))

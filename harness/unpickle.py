@@ -122,6 +122,7 @@ def _trusted(path: Path, head: bytes) -> Any:
     with warnings.catch_warnings():
         # Old files carry the source code of their classes, which torch compares with ours.
         warnings.simplefilter("ignore")
+        # May run any code: only called where the user has said --trust-checkpoint.
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module)
 
 

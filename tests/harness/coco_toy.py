@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+from harness.backbone import Backbone, build_backbone
+from harness.detection import DetectorTraining
+from harness.recipe import BackboneSpec
 
 CATEGORIES = [{"id": 3, "name": "red box"}, {"id": 7, "name": "green disc"}]
 _COLOURS = {3: (220, 40, 40), 7: (40, 200, 60)}
@@ -92,3 +97,31 @@ def ground_truth(annotations: Path) -> list[dict[str, Any]]:
             segmentation = mask | {"counts": mask["counts"].decode()}
             found.append(kept | {"score": 1.0, "segmentation": segmentation})
     return found
+
+
+SMALL = DetectorTraining(
+    engine="torchvision",
+    iterations=4,
+    milestones=(3,),
+    warmup=2,
+    batch_size=2,
+    lr=0.01,
+    train_sides=(48, 64),
+    test_side=64,
+    max_side=96,
+    train_proposals=(100, 30),
+    test_proposals=(100, 20),
+    anchors_per_image=32,
+    rois_per_image=16,
+    detections=5,
+    precise_bn=2,
+)
+
+
+class KilledError(Exception):
+    pass
+
+
+def trunk(name: str = "resnet_tiny") -> Backbone:
+    torch.manual_seed(0)
+    return build_backbone(BackboneSpec(name=name), 64).eval()

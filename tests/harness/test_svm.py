@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import cross_val_score
-from sklearn.svm import LinearSVC
 
 from harness import svm
 from harness.precision import Ranking
 from harness.svm import Images, LowShot, Problem, Solver
+from tests.harness.references import vissls
 
 SOLVER = Solver()
 
@@ -32,22 +32,6 @@ def problem(**low_shot) -> Problem:
     draw = {"shots": (), "sampling": "per_class", "seed": 0} | low_shot
     return Problem(
         train=blobs(200), test=blobs(120, seed=1), solver=SOLVER, low_shot=LowShot(**draw), seed=0
-    )
-
-
-def vissls(cost: float, **settings) -> LinearSVC:
-    """The classifier as vissl @09270ed configures it, with a seed."""
-    return LinearSVC(
-        C=cost,
-        class_weight={1: 2, -1: 1},
-        intercept_scaling=1.0,
-        penalty="l2",
-        loss="squared_hinge",
-        tol=0.0001,
-        dual=True,  # pyright: ignore[reportArgumentType]
-        max_iter=2000,
-        random_state=0,
-        **settings,
     )
 
 

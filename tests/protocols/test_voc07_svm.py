@@ -32,6 +32,7 @@ from harness.views import CenterCrop
 from protocols import voc07_svm
 from protocols.voc07_svm import POOLS, VOC07SVM
 from tests.gloo import run_on
+from tests.harness.references import vissls
 from tests.protocols.toys import SIDE, PixelBackbone
 
 CLASSES = 4
@@ -250,21 +251,6 @@ def test_predictions_on_real_features_equal_an_independent_reference(real):
         reached = mean_vissl(found["decisions"], labels["val"])
     assert Record.load(path).metrics["voc07_map"] == pytest.approx(reached, abs=1e-9)
     assert reached == pytest.approx(mean_vissl(scores, labels["val"]), abs=1e-9)
-
-
-def vissls(cost: float) -> LinearSVC:
-    """The classifier as vissl @09270ed configures it, with a seed."""
-    return LinearSVC(
-        C=cost,
-        class_weight={1: 2, -1: 1},
-        intercept_scaling=1.0,
-        penalty="l2",
-        loss="squared_hinge",
-        tol=0.0001,
-        dual=True,  # pyright: ignore[reportArgumentType]
-        max_iter=2000,
-        random_state=0,
-    )
 
 
 def test_training_and_test_treat_difficult_images_as_their_settings_say(tmp_path):
