@@ -14,7 +14,7 @@ from harness.backbone import Backbone
 from harness.gram import squared_norm_of_product
 from harness.heads import mlp
 from harness.method import Method, TwinMethod
-from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, TrainingSize
 from harness.scale import Scale
 
 
@@ -25,7 +25,7 @@ class BarlowTwinsConfig(MethodConfig):
     projector: tuple[int, ...] = (8192, 8192, 8192)  # widths after the trunk's, no biases
     redundancy: float = 0.005  # lambda; the code uses 0.0051
 
-    def build(self, backbone: Backbone) -> Method:
+    def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """Barlow Twins around `backbone`."""
         projector = mlp((backbone.dim, *self.projector), hidden_bias=False)
         return TwinMethod(

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.heads import DINOProjector, Prototypes
+from harness.loader import Batch
 from harness.method import Method, TeacherMethod
 from harness.multicrop import cross_crop_entropy, forward_by_size
-from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
 from harness.scale import Scale
 
 
@@ -37,7 +38,7 @@ class DINOConfig(MethodConfig):
     teacher_momentum: float = 0.996  # to 1 by a cosine
     frozen_epochs: int = 1  # epochs in which the last layer gets no gradient
 
-    def build(self, backbone: Backbone) -> Method:
+    def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """DINO around `backbone` and a frozen copy of it."""
         return DINO(self, backbone)
 
@@ -80,14 +81,14 @@ class DINO(TeacherMethod):
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("batch_centre", torch.zeros(config.prototypes), persistent=False)
 
-    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy of the teacher's two global crops with the student's others."""
         with torch.no_grad():
-            teacher = forward_by_size(self.teacher, views[:2])
-            batch = teacher.to(self.centre.dtype).mean(dim=(0, 1))
-            self.batch_centre = dist.all_reduce_mean(batch)
+            teacher = forward_by_size(self.teacher, batch.views[:2])
+            mean = teacher.to(self.centre.dtype).mean(dim=(0, 1))
+            self.batch_centre = dist.all_reduce_mean(mean)
         return dino_terms(
-            forward_by_size(self.student, views),
+            forward_by_size(self.student, batch.views),
             teacher,
             self.centre,
             student_temperature=self.config.student_temperature,

@@ -17,7 +17,7 @@ from harness.backbone import Backbone
 from harness.gram import squared_norm_of_product
 from harness.heads import mlp
 from harness.method import Method, TwinMethod
-from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, TrainingSize
 from harness.scale import Scale
 
 
@@ -30,7 +30,7 @@ class VICRegConfig(MethodConfig):
     variance: float = 25.0  # mu
     covariance: float = 1.0  # nu
 
-    def build(self, backbone: Backbone) -> Method:
+    def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """VICReg around `backbone`."""
         terms = partial(
             vicreg_terms,

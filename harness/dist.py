@@ -185,6 +185,22 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
 
+def gather_batch(x: Tensor) -> Tensor:
+    """Rows of all processes in the order of the global batch, on every process; no gradient.
+
+    The loader gives process r the images r, r + W, … of a step, so this order, and with it what a
+    queue holds, doesn't depend on the number of processes.
+
+    Args:
+        x: (n, …), as many rows on each process.
+    """
+    if world() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world())]
+    torch_dist.all_gather(parts, x.detach().contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
 class _Gather(torch.autograd.Function):
     """all_gather forward; backward sums the gradients that all processes have for these rows."""
 

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def mlp(widths: tuple[int, ...], *, hidden_bias: bool = True) -> nn.Sequential:
-    """Linear-BN-ReLU blocks, then a Linear without bias: the projector of the twin methods.
+def mlp(
+    widths: tuple[int, ...],
+    *,
+    hidden_bias: bool = True,
+    hidden_norm: bool = True,
+    last_bias: bool = False,
+    last_norm: Literal["none", "affine", "plain"] = "none",
+) -> nn.Sequential:
+    """Linear-BN-ReLU blocks, then a Linear: the projectors and predictors of most methods.
 
     Args:
         widths: Input, hidden and output widths: (2048, 8192, 8160) is IMSVD's.
         hidden_bias: Whether the hidden Linears have a bias (Barlow Twins': no).
+        hidden_norm: Whether batch norm follows them (MoCo v2's: no).
+        last_bias: Whether the last Linear has a bias.
+        last_norm: Batch norm after the last Linear, with or without weight and bias.
     """
     *hidden, last = itertools.pairwise(widths)
     layers: list[nn.Module] = []
     for width_in, width_out in hidden:
         layers += [
             nn.Linear(width_in, width_out, bias=hidden_bias),
-            nn.BatchNorm1d(width_out),
+            *([nn.BatchNorm1d(width_out)] if hidden_norm else []),
             nn.ReLU(inplace=True),
         ]
-    return nn.Sequential(*layers, nn.Linear(*last, bias=False))
+    layers.append(nn.Linear(*last, bias=last_bias))
+    if last_norm != "none":
+        layers.append(nn.BatchNorm1d(last[1], affine=last_norm == "affine"))
+    return nn.Sequential(*layers)
 
 
 class DINOProjector(nn.Module):

@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     views: list[Tensor]  # float32 (n, 3, S, S) each, normalised; (n, patches, 3, s, s) for a jigsaw
     labels: Tensor  # int64 (n,)
     indices: Tensor  # int64 (n,): positions in the data set
+    seed: int = 0  # of the step's random draws, the same on all processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Plan:
     start_step: int = 0  # steps of the epoch that are already done
     drop_last: bool = True  # training only: leave out the incomplete last step
     indices: np.ndarray | None = None  # subset of the data set; None: all of it
+    others: np.ndarray | None = None  # training only: images for the second half of each batch
     device: str = "cpu"
     workers: int = 0  # processes that decode; sets in memory need none
 
@@ -112,13 +114,7 @@ def train_batches(
     Raises:
         UserError: Fewer images than a global batch takes, or an image that cannot be decoded.
     """
-    pool = _pool(data, plan)
-    order = pool[permutation(seed, epoch, len(pool))]
-    taken = batch_size * plan.world
-    steps = [
-        order[step * taken : (step + 1) * taken][plan.rank :: plan.world]
-        for step in range(plan.start_step, steps_per_epoch(len(pool), batch_size, plan))
-    ]
+    steps = [step[plan.rank :: plan.world] for step in _steps(data, seed, epoch, batch_size, plan)]
     steps = [step for step in steps if len(step)]  # the last one need not reach every rank
     draw = {"views": tuple(views), "seed": seed, "epoch": epoch}
     if data.images is not None:
@@ -130,6 +126,25 @@ def train_batches(
         yield from _from_files(data, steps, _Chain(cut, finish), _unchanged, plan)
     else:
         yield from _from_files(data, steps, cut, finish, plan)
+
+
+def _steps(
+    data: ImageSet, seed: int, epoch: int, batch_size: int, plan: Plan
+) -> Iterator[np.ndarray]:
+    """Images of each global step that is left of an epoch."""
+    pool = _pool(data, plan)
+    order = pool[permutation(seed, epoch, len(pool))]
+    taken = batch_size * plan.world
+    if plan.others is None:
+        for step in range(plan.start_step, steps_per_epoch(len(pool), batch_size, plan)):
+            yield order[step * taken : (step + 1) * taken]
+        return
+    taken //= 2
+    other = plan.others[permutation(seed, -1 - epoch, len(plan.others))]
+    other = np.resize(other, len(order))  # from the start again if there are fewer
+    for step in range(plan.start_step, len(order) // taken):
+        part = slice(step * taken, (step + 1) * taken)
+        yield np.concatenate([order[part], other[part]])
 
 
 def eval_batches(

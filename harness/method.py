@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.backbone import Backbone
+from harness.loader import Batch
 from harness.optim import cosine
 from harness.recipe import Progress
 
-# sample(n) yields this process's equal share of the first random view of at least n distinct
-# training images.
-Sampler = Callable[[int], Iterator[Tensor]]
+
+@dataclass(frozen=True)
+class TrainImages:
+    """The training images, for what a method does between epochs; each process gets its share."""
+
+    # sample(n): batches of the first random view of at least n distinct images, equal shares
+    sample: Callable[[int], Iterator[Tensor]]
+    # centres(): every image once, its one view resized and cropped at the centre
+    centres: Callable[[], Iterator[Batch]]
 
 
 class Method(nn.Module):
@@ -23,12 +31,15 @@ class Method(nn.Module):
 
     backbone: Backbone  # the trunk that the optimiser trains
     no_decay: ClassVar[tuple[str, ...]] = ()  # parameters without weight decay and LARS adaptation
+    constant_rate: ClassVar[tuple[str, ...]] = ()  # modules whose learning rate stays at its peak
 
-    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Weighted loss terms by name; the trainer minimises their sum.
 
         Args:
-            views: One (n, 3, H, W) batch per view of this process's images, global views first.
+            batch: This process's share of a step's images: one (n, 3, H, W) tensor per view,
+                global views first; their places in the training set; their labels, -1 unless
+                the recipe shows them; a seed for draws that all processes share.
             progress: Where the run stands, for schedules.
         """
         raise NotImplementedError
@@ -39,8 +50,8 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Update what gradients do not: EMA teachers, centres, queues."""
 
-    def after_epoch(self, progress: Progress, sample: Sampler) -> list[nn.Parameter]:
-        """Work between epochs (SVIB's re-initialised means).
+    def after_epoch(self, progress: Progress, images: TrainImages) -> list[nn.Parameter]:
+        """Work between epochs (SVIB's re-initialised means, k-means).
 
         Returns:
             Parameters that were replaced: the trainer drops their optimiser state.
@@ -67,9 +78,9 @@ class TwinMethod(Method):
         self.projector = projector
         self._terms = terms
 
-    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Terms of the two views, each through the network on its own (BN statistics per view)."""
-        first, second = (self.projector(self.backbone(view)) for view in views)
+        first, second = (self.projector(self.backbone(view)) for view in batch.views)
         return self._terms(first, second)
 
 

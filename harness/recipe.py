@@ -23,6 +23,14 @@ def unidentified(default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
+def added(default: Any) -> Any:
+    """A dataclass field that came after records did: while at its default it identifies nothing.
+
+    So that a new option leaves the fingerprints of all that doesn't use it, and their records.
+    """
+    return field(default=default, metadata={"identity": "unless default"})
+
+
 class Progress(NamedTuple):
     """Where a training run stands."""
 
@@ -33,6 +41,13 @@ class Progress(NamedTuple):
     def fraction(self) -> float:
         """Share of the run that is done, in [0, 1]."""
         return self.epoch / self.epochs
+
+
+class TrainingSize(NamedTuple):
+    """What a method may know of its training set when it is built."""
+
+    images: int  # a memory bank has a row for each
+    classes: int  # of its labels, which only supervised recipes see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +71,13 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Optimiser and schedules: linear warm-up, then cosine, stepped every iteration."""
+    """Optimiser and schedules: linear warm-up, then by default a cosine, stepped every iteration.
 
-    name: Literal["adamw", "sgd", "lars"]
+    "lars" is VICReg's (see `harness.optim.Lars`), "simclr_lars" has the rate inside its momentum,
+    "larc" is apex's as SwAV runs it; "adam" adds the weight decay to the gradient.
+    """
+
+    name: Literal["adamw", "adam", "sgd", "lars", "simclr_lars", "larc"]
     lr: float  # peak at batch size 256; the peak used is lr * batch_size / 256
     final_lr: float = 0.0  # absolute, at the last step
     bias_lr: float | None = None  # like lr, for 1-D parameters; None: the same as lr
@@ -67,6 +86,13 @@ class Optim:
     final_weight_decay: float | None = None  # reached by a cosine; None: constant
     warmup_epochs: float = 10.0
     clip_grad: float | None = None  # largest gradient norm of each parameter, as DINO clips
+    schedule: Literal["cosine", "steps", "constant"] = added("cosine")  # after the warm-up
+    milestones: tuple[float, ...] = added(())  # epochs at which steps multiply the rate …
+    drop: float = added(0.1)  # … by this
+    first_lr: float = added(0.0)  # absolute, where the warm-up starts
+    by_epoch: bool = added(False)  # the rate changes between epochs only
+    decay_all: bool = added(False)  # weight decay (and LARC's adaptation) of 1-D parameters too
+    nesterov: bool = added(False)  # SGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +102,7 @@ class MethodConfig:
     version: ClassVar[int] = 1  # bump when numbers may change
     has_teacher: ClassVar[bool] = False  # whether an EMA teacher makes the targets
 
-    def build(self, backbone: Backbone) -> Method:
+    def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """The method around `backbone`, freshly initialised from torch's global generator."""
         raise NotImplementedError
 
@@ -98,6 +124,7 @@ class Recipe:
     batch_size: int  # global
     optim: Optim
     dataset: str = "imagenet"
+    labelled: float = added(0.0)  # percent of the training images whose label the method sees
 
 
 def resolved(value: Any, *, versions: bool = True) -> Any:
@@ -113,12 +140,17 @@ def resolved(value: Any, *, versions: bool = True) -> Any:
         return head | {
             f.name: resolved(getattr(value, f.name), versions=versions)
             for f in dataclasses.fields(value)
-            if f.metadata.get("identity", True)
+            if _identifies(f, getattr(value, f.name))
         }
     if isinstance(value, tuple | list):
         return [resolved(item, versions=versions) for item in value]
     assert value is None or isinstance(value, str | int | float | bool), type(value)
     return value
+
+
+def _identifies(f: dataclasses.Field[Any], value: Any) -> bool:
+    rule = f.metadata.get("identity", True)
+    return value != f.default if rule == "unless default" else rule
 
 
 def fingerprint(*values: Any, versions: bool = True) -> str:

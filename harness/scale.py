@@ -45,6 +45,9 @@ class Scale:
         return self.name == "paper"
 
 
+LOCAL = 96  # side of the local crops of every multi-crop recipe
+# 255 and 64 are PIRL's jigsaw and the patches that it is cut into.
+_CROPS = {224: 32, LOCAL: 16, 255: 36, 64: 8}
 _SMALL = {
     "resnet50": "resnet_tiny",
     "resnet18": "resnet_tiny",
@@ -78,7 +81,7 @@ SCALES = {
             about="CIFAR-10 at 32 px, ResNet-18 and ViT-Ti/4",
             dataset="cifar10",
             image_size=32,
-            crop_sizes={224: 32, 96: 16},
+            crop_sizes=_CROPS,
             local_crops=6,
             backbones={
                 "resnet50": "resnet18_cifar",
@@ -98,7 +101,7 @@ SCALES = {
             about="10,000 CIFAR-10 images, small networks, a tenth of the epochs: minutes on CPU",
             dataset="cifar10@10000",
             image_size=32,
-            crop_sizes={224: 32, 96: 16},
+            crop_sizes=_CROPS,
             local_crops=0,
             backbones=_SMALL,
             convnet_optim=_BRIEF,
@@ -116,7 +119,7 @@ SCALES = {
             about="5,000 MNIST digits, tiny networks, a hundredth of the epochs: minutes on CPU",
             dataset="mnist5k",
             image_size=32,
-            crop_sizes={224: 32, 96: 16},
+            crop_sizes=_CROPS,
             local_crops=2,
             backbones=_SMALL,
             convnet_optim=replace(_BRIEF, warmup_epochs=0.5),
@@ -148,8 +151,8 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
         return recipe
     assert scale.crop_sizes and scale.backbones
     name = scale.backbones.get(recipe.backbone.name, recipe.backbone.name)
-    global_views = tuple(v for v in recipe.views if v.size == 224)
-    local_views = tuple(v for v in recipe.views if v.size != 224)[: scale.local_crops]
+    global_views = tuple(v for v in recipe.views if v.size != LOCAL)
+    local_views = tuple(v for v in recipe.views if v.size == LOCAL)[: scale.local_crops]
     return replace(
         recipe,
         method=recipe.method.scaled(scale),

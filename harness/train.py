@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from harness import dist, draws
 from harness.backbone import build_backbone
 from harness.checkpoint import load_backbone, save_backbone, save_training
-from harness.data import ImageSet, open_split
 from harness.environment import hardware, job_id, peak_memory_bytes
 from harness.errors import UserError
 from harness.files import write_atomically
-from harness.loader import Plan, loader_workers, train_batches
+from harness.loader import Batch
 from harness.method import Method
 from harness.optim import build_optimizer, clip_each_gradient, set_schedules
 from harness.recipe import Progress, Recipe, pretrain_key, resolved
 from harness.resume import agreed_checkpoint
+from harness.training_images import TrainingImages, open_training
 from harness.trainlog import TrainLog
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -50,7 +50,7 @@ class Run:
     recipe: Recipe
     seed: int
     workdir: Path
-    data: ImageSet
+    data: TrainingImages
     method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -126,23 +126,11 @@ def pretrain(
 
 
 def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Run:
-    with dist.main_first():
-        data = open_split(recipe.dataset, "train")
-    steps_per_epoch = len(data) // recipe.batch_size
-    if recipe.batch_size % dist.world():
-        raise UserError(
-            f"batch size {recipe.batch_size} does not divide among {dist.world()} processes; "
-            f"use a multiple of {dist.world()}"
-        )
-    if not steps_per_epoch:
-        raise UserError(
-            f"batch size {recipe.batch_size} is larger than the {len(data)} training images of "
-            f"{recipe.dataset}; use at most {len(data)}"
-        )
+    data = open_training(recipe, seed)
     torch.manual_seed(draws.torch_seed(seed, 0))
     backbone = build_backbone(recipe.backbone, max(view.size for view in recipe.views))
     backbone.pixels = recipe.views[0].pixels
-    method = recipe.method.build(backbone)
+    method = recipe.method.build(backbone, data.size)
     dist.sync_batchnorm(method)
     memory_format = torch.preserve_format if backbone.is_vit else torch.channels_last
     method.to(dist.device(), memory_format=memory_format).train()  # pyright: ignore[reportCallIssue]
@@ -153,10 +141,10 @@ def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Ru
         workdir=workdir,
         data=data,
         method=method,
-        optimizer=build_optimizer(method, recipe, method.no_decay),
+        optimizer=build_optimizer(method, recipe),
         scaler=torch.amp.GradScaler(dist.device().type, enabled=precision == "fp16"),
         precision=precision,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=data.steps_per_epoch,
     )
 
 
@@ -239,8 +227,8 @@ class _Losses(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
-        return self.method.losses(views, progress)
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        return self.method.losses(batch, progress)
 
 
 def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
@@ -253,8 +241,9 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
     saved, save_seconds = time.monotonic(), 0.0
     try:
         while run.step < run.steps:
-            for views in _epoch(run):
-                pending.append(_step(run, losses, views))
+            epoch, start = divmod(run.step, run.steps_per_epoch)
+            for batch in run.data.epoch(epoch, start):
+                pending.append(_step(run, losses, batch))
                 run.step += 1
                 last = run.step == run.steps
                 wait = max(run.save_every, save_seconds / SAVE_SHARE if run.save_every else 0.0)
@@ -272,34 +261,14 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
         log.close()
 
 
-def _epoch(run: Run) -> Iterator[list[Tensor]]:
-    """The views of the steps that are left of the current epoch, then the method's own work."""
-    epoch, start = divmod(run.step, run.steps_per_epoch)
-    plan = Plan(
-        rank=dist.rank(),
-        world=dist.world(),
-        start_step=start,
-        device=dist.device().type,
-        workers=loader_workers(),
-    )
-    batch_size = run.recipe.batch_size // dist.world()
-    memory_format = torch.contiguous_format if run.method.backbone.is_vit else torch.channels_last
-    for batch in train_batches(
-        run.data, run.recipe.views, seed=run.seed, epoch=epoch, batch_size=batch_size, plan=plan
-    ):
-        yield [
-            view.to(dist.device(), non_blocking=True, memory_format=memory_format)
-            for view in batch.views
-        ]
-
-
-def _step(run: Run, losses: nn.Module, views: list[Tensor]) -> dict[str, Tensor]:
+def _step(run: Run, losses: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """One update; returns the detached loss terms."""
     torch.manual_seed(draws.torch_seed(run.seed, 1, run.step, dist.rank()))
+    batch = batch._replace(seed=draws.torch_seed(run.seed, 2, run.step))
     set_schedules(run.optimizer, run.recipe, run.progress.epoch)
     run.optimizer.zero_grad(set_to_none=True)
     with _autocast(run):
-        terms: dict[str, Tensor] = losses(views, run.progress)
+        terms: dict[str, Tensor] = losses(batch, run.progress)
     run.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
     clip = run.recipe.optim.clip_grad
     if clip is not None:
@@ -321,35 +290,8 @@ def _end_epoch(run: Run) -> None:
     """
     done = Progress((run.step + 1) / run.steps_per_epoch, run.recipe.epochs)
 
-    def sample(count: int) -> Iterator[Tensor]:
-        count = math.ceil(count / dist.world()) * dist.world()
-        if count > len(run.data):
-            raise UserError(
-                f"{count} distinct training images are asked for between epochs, but "
-                f"{run.recipe.dataset} has {len(run.data)}; use fewer means"
-            )
-        epoch = int(done.epoch)
-        plan = Plan(
-            rank=dist.rank(),
-            world=dist.world(),
-            drop_last=False,
-            indices=draws.subset(run.seed, f"between epochs {epoch}", len(run.data), count),
-            device=dist.device().type,
-            workers=loader_workers(),
-        )
-        batch_size = run.recipe.batch_size // dist.world()
-        for batch in train_batches(
-            run.data,
-            run.recipe.views[:1],
-            seed=run.seed,
-            epoch=epoch,
-            batch_size=batch_size,
-            plan=plan,
-        ):
-            yield batch.views[0].to(dist.device())
-
     with _autocast(run):
-        replaced = run.method.after_epoch(done, sample)
+        replaced = run.method.after_epoch(done, run.data.between(int(done.epoch)))
     for parameter in replaced:
         run.optimizer.state.pop(parameter, None)
 
@@ -384,5 +326,5 @@ def _summary(run: Run) -> dict[str, Any]:
         "hardware": hardware(),
         "jobs": [job for job in (job_id(),) if job],
         "peak_memory_bytes": peak_memory_bytes(),
-        "data": run.data.describe(),
+        "data": run.data.images.describe(),
     }

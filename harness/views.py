@@ -143,14 +143,15 @@ SMALLEST_AREA = 0.2  # of a crop of a 32 px image, as IMSVD's CIFAR-10 recipe ha
 def shrink_views(views: tuple[View, ...], sizes: dict[int, int]) -> tuple[View, ...]:
     """The same recipe for images of about 32 px.
 
-    Crop sides are mapped by `sizes`. No crop is less than a fifth of the image: a twentieth of a
-    CIFAR image is 7 px wide. There is no blur: 2 pixels of it on 32 remove what 14 would on 224,
-    and the CIFAR recipes of the field have none.
+    Sides of crops and patches are mapped by `sizes`. No crop is less than a fifth of the image: a
+    twentieth of a CIFAR image is 7 px wide. There is no blur: 2 pixels of it on 32 remove what 14
+    would on 224, and the CIFAR recipes of the field have none.
     """
     return tuple(
         replace(
             view,
             size=sizes[view.size],
+            patch_size=sizes[view.patch_size] if view.patch_size else None,
             scale=(max(view.scale[0], SMALLEST_AREA), max(view.scale[1], 2 * SMALLEST_AREA)),
             blur_p=0.0,
         )

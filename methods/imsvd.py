@@ -19,7 +19,7 @@ from harness.backbone import Backbone
 from harness.errors import UserError
 from harness.heads import mlp
 from harness.method import Method, TwinMethod
-from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, TrainingSize
 from harness.scale import Scale
 
 Term = Literal["TI", "TIC", "DE", "OE"]  # as Table VIII abbreviates them
@@ -36,7 +36,7 @@ class IMSVDConfig(MethodConfig):
     temperature: float = 1.0  # t of Eq. 1
     terms: tuple[Term, ...] = ALL
 
-    def build(self, backbone: Backbone) -> Method:
+    def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """IMSVD around `backbone`.
 
         Raises:

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.heads import DINOProjector
-from harness.method import Method, Sampler, TeacherMethod
+from harness.loader import Batch
+from harness.method import Method, TeacherMethod, TrainImages
 from harness.multicrop import cross_crop_entropy, forward_by_size
-from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
 from harness.scale import Scale
 
 Bottleneck = Literal["means", "means_and_targets", "student"]
@@ -50,7 +51,7 @@ class SVIBConfig(MethodConfig):
     bottleneck_on: Bottleneck = "means"  # where the KL's gradient goes, see svib_terms
     teacher_momentum: float = 0.996  # not stated; DINO's, to 1 by a cosine
 
-    def build(self, backbone: Backbone) -> Method:
+    def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """SVIB around `backbone` and a frozen copy of it."""
         return SVIB(self, backbone)
 
@@ -88,11 +89,11 @@ class SVIB(TeacherMethod):
         # for student and teacher: Eq. 20 has the same c_i in both factors.
         self.means = nn.Parameter(F.normalize(torch.randn(config.means, config.bottleneck), dim=1))
 
-    def losses(self, views: list[Tensor], progress: Progress) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """CE and KL; the teacher sees the two global views, the student all ("following DINO")."""
         with torch.no_grad():
-            teacher = forward_by_size(self.teacher, views[:2])
-        student = forward_by_size(self.student, views)
+            teacher = forward_by_size(self.teacher, batch.views[:2])
+        student = forward_by_size(self.student, batch.views)
         beta = self.config.beta_at(progress.fraction) if self.config.information_bottleneck else 0.0
         return svib_terms(
             student,
@@ -105,7 +106,7 @@ class SVIB(TeacherMethod):
         )
 
     @torch.no_grad()
-    def after_epoch(self, progress: Progress, sample: Sampler) -> list[nn.Parameter]:
+    def after_epoch(self, progress: Progress, images: TrainImages) -> list[nn.Parameter]:
         """Re-initialise the means from teacher features of K random images (section 4.1).
 
         N = K images without replacement ("the mean of each component with their feature"), one
@@ -114,14 +115,14 @@ class SVIB(TeacherMethod):
         """
         if not self.config.reinitialise or progress.epoch >= progress.epochs:
             return []
-        features = torch.cat([dist.gather_rows(z) for z in self._teacher_features(sample)])
+        features = torch.cat([dist.gather_rows(z) for z in self._teacher_features(images)])
         means = F.normalize(features[: len(self.means)].float(), dim=1)
         self.means.copy_(dist.broadcast(means))
         return [self.means]
 
-    def _teacher_features(self, sample: Sampler) -> Iterator[Tensor]:
-        for batch in sample(len(self.means)):
-            yield self.teacher(batch)
+    def _teacher_features(self, images: TrainImages) -> Iterator[Tensor]:
+        for view in images.sample(len(self.means)):
+            yield self.teacher(view)
 
 
 def svib_terms(  # noqa: PLR0913 (the symbols of Eq. 20)

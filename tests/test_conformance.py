@@ -10,12 +10,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness import dist, registry
 from harness.backbone import build_backbone
-from harness.recipe import BackboneSpec, MethodConfig, Progress, Recipe, fingerprint, pretrain_key
+from harness.loader import Batch
+from harness.recipe import (
+    BackboneSpec,
+    MethodConfig,
+    Progress,
+    Recipe,
+    TrainingSize,
+    fingerprint,
+    pretrain_key,
+)
 from harness.scale import SCALES, scale_recipe
 from harness.train import _Losses
+from harness.training_images import UNSEEN
 from tests.gloo import run_on
 from tests.golden.inputs import waves
 
+SIZE = TrainingSize(images=20, classes=3)
 SCALE = replace(SCALES["demo"], width=32, prototypes=16, local_crops=1)
 
 
@@ -37,16 +48,23 @@ def build(recipe: Recipe) -> torch.nn.Module:
     recipe = scale_recipe(recipe, SCALE)
     torch.manual_seed(0)
     backbone = build_backbone(BackboneSpec(name=recipe.backbone.name), 16)
-    return recipe.method.build(backbone).double().train()
+    return recipe.method.build(backbone, SIZE).double().train()
 
 
-def make_views(recipe: Recipe, images: int) -> list[torch.Tensor]:
+def make_batch(recipe: Recipe, rank: int = 0, world: int = 1) -> Batch:
+    """Eight images of a set of `SIZE`, or a process's share of them."""
     sizes = {32: 16, 16: 8}
-    scaled = scale_recipe(recipe, SCALE).views
-    return [
-        waves(images, 3, sizes[view.size], sizes[view.size], phase=0.1 + i)
-        for i, view in enumerate(scaled)
-    ]
+    views = []
+    for i, view in enumerate(scale_recipe(recipe, SCALE).views):
+        shape = (3, sizes[view.size], sizes[view.size])
+        if view.patch_size:
+            shape = (view.patch_grid**2, 3, view.patch_size, view.patch_size)
+        views.append(waves(8, *shape, phase=0.1 + i)[rank::world])
+    indices = torch.tensor([3, 1, 17, 9, 4, 12, 0, 8])[rank::world]
+    labels = indices % SIZE.classes if recipe.labelled else torch.full_like(indices, UNSEEN)
+    if 0 < recipe.labelled < 100:
+        labels[len(labels) // 2 :] = UNSEEN
+    return Batch(views, labels, indices, seed=5)
 
 
 def test_every_method_of_the_papers_first_tables_is_registered():
@@ -56,7 +74,7 @@ def test_every_method_of_the_papers_first_tables_is_registered():
 @pytest.mark.parametrize("name", RECIPES)
 def test_terms_are_finite_scalars_and_every_trainable_weight_gets_a_gradient(name):
     method = build(RECIPES[name])
-    terms = method.losses(make_views(RECIPES[name], 8), Progress(0.0, 10))
+    terms = method.losses(make_batch(RECIPES[name]), Progress(0.0, 10))
     assert terms and all(value.shape == () and value.isfinite() for value in terms.values())
     sum(terms.values()).backward()
     missing = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
@@ -79,27 +97,27 @@ def test_a_recipes_method_is_its_config_with_the_papers_values(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_state_dict_restores_the_method(name):
     method, other = build(RECIPES[name]), build(RECIPES[name])
-    views = make_views(RECIPES[name], 8)
-    sum(method.losses(views, Progress(0.0, 10)).values()).backward()
+    batch = make_batch(RECIPES[name])
+    sum(method.losses(batch, Progress(0.0, 10)).values()).backward()
     method.after_step(Progress(0.0, 10))
     with torch.no_grad():
         for p in method.parameters():
             p.mul_(1.01)
     other.load_state_dict(method.state_dict())
     progress = Progress(1.0, 10)
-    for key, value in method.losses(views, progress).items():
-        assert other.losses(views, progress)[key].item() == pytest.approx(value.item(), rel=1e-12)
+    for key, value in method.losses(batch, progress).items():
+        assert other.losses(batch, progress)[key].item() == pytest.approx(value.item(), rel=1e-12)
 
 
 def losses_and_gradients(name: str) -> dict[str, torch.Tensor]:
     """On this process's share of 8 images, through DDP where there are several processes."""
     recipe = RECIPES[name]
     method = dist.sync_batchnorm(build(recipe))
-    views = [view[dist.rank() :: dist.world()] for view in make_views(recipe, 8)]
+    batch = make_batch(recipe, dist.rank(), dist.world())
     losses: torch.nn.Module = _Losses(method)
     if dist.world() > 1:
         losses = DistributedDataParallel(losses, broadcast_buffers=False)
-    terms = losses(views, Progress(0.0, 10))
+    terms = losses(batch, Progress(0.0, 10))
     sum(terms.values()).backward()
     method.after_step(Progress(0.0, 10))
     found = {f"term {key}": dist.all_reduce_mean(v.detach()) for key, v in terms.items()}

@@ -5,15 +5,25 @@ import torch
 
 from baselines.dino import RESNET50, VIT_SMALL, DINOConfig, dino_terms
 from harness.backbone import build_backbone
-from harness.recipe import BackboneSpec, Progress
+from harness.loader import Batch
+from harness.recipe import BackboneSpec, Progress, TrainingSize
 from tests.golden import losses_of
 from tests.golden.inputs import waves
+
+
+def images(views: int) -> Batch:
+    unseen = torch.full((6,), -1)
+    return Batch([torch.randn(6, 3, 16, 16) for _ in range(views)], unseen, torch.arange(6))
 
 
 def tiny(**switches) -> torch.nn.Module:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneSpec(name="resnet_tiny"), 16)
-    return DINOConfig(prototypes=8, hidden=16, bottleneck=4, **switches).build(backbone).train()
+    return (
+        DINOConfig(prototypes=8, hidden=16, bottleneck=4, **switches)
+        .build(backbone, TrainingSize(20, 3))
+        .train()
+    )
 
 
 @pytest.mark.parametrize("case", losses_of("dino"), ids=lambda case: f"V={case['crops']}")
@@ -78,10 +88,10 @@ def test_the_order_of_the_prototypes_does_not_matter():
 
 def test_the_last_layer_has_no_gradient_in_the_first_epoch_only():
     method = tiny(fixed_gain=False)
-    views = [torch.randn(6, 3, 16, 16) for _ in range(3)]
+    batch = images(views=3)
     for epoch, frozen in ((0.5, True), (1.0, False)):
         method.zero_grad(set_to_none=True)
-        method.losses(views, Progress(epoch, 10))["CE"].backward()
+        method.losses(batch, Progress(epoch, 10))["CE"].backward()
         method.after_backward(Progress(epoch, 10))
         assert all((p.grad is None) == frozen for p in method.head[1].parameters())
 

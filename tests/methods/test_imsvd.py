@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from harness.backbone import build_backbone
 from harness.errors import UserError
-from harness.recipe import BackboneSpec
+from harness.recipe import BackboneSpec, TrainingSize
 from methods.imsvd import IMSVDConfig, discretise, imsvd_terms, joint_distribution
 from tests.golden import losses_of
 from tests.golden.inputs import waves
@@ -113,7 +113,7 @@ def test_the_cross_entropy_of_two_views_is_the_mean_of_both_directions():
 def test_a_projector_that_the_units_do_not_divide_names_the_next_width():
     backbone = build_backbone(BackboneSpec(name="resnet_tiny"), 32)
     with pytest.raises(UserError, match="8192 is not a multiple of units=80; use 8160"):
-        IMSVDConfig(projector=(8192, 8192)).build(backbone)
+        IMSVDConfig(projector=(8192, 8192)).build(backbone, TrainingSize(20, 3))
 
 
 def test_defaults_are_the_papers():

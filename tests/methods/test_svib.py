@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from harness.backbone import build_backbone
-from harness.recipe import BackboneSpec, Progress
+from harness.loader import Batch
+from harness.method import TrainImages
+from harness.recipe import BackboneSpec, Progress, TrainingSize
 from methods.svib import RESNET50, VIT_SMALL, SVIBConfig, kl_from_uniform, svib_terms
 from tests.golden.inputs import waves
 
@@ -16,10 +18,19 @@ def unit(*shape: int, phase: float) -> torch.Tensor:
     return F.normalize(waves(*shape, phase=phase), dim=-1)
 
 
+def images(views: int) -> Batch:
+    unseen = torch.full((6,), -1)
+    return Batch([torch.randn(6, 3, 16, 16) for _ in range(views)], unseen, torch.arange(6))
+
+
 def tiny(**switches) -> torch.nn.Module:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneSpec(name="resnet_tiny"), 16)
-    return SVIBConfig(means=8, hidden=16, bottleneck=4, **switches).build(backbone).train()
+    return (
+        SVIBConfig(means=8, hidden=16, bottleneck=4, **switches)
+        .build(backbone, TrainingSize(20, 3))
+        .train()
+    )
 
 
 def test_two_means_have_a_closed_form():
@@ -63,8 +74,8 @@ def test_the_gradient_of_the_kl_reaches_the_means_and_nothing_else():
 
 def test_the_kl_reaches_no_weight_of_the_network_but_the_means():
     method = tiny()
-    views = [torch.randn(6, 3, 16, 16) for _ in range(3)]
-    method.losses(views, Progress(0.0, 10))["KL"].backward()
+    batch = images(views=3)
+    method.losses(batch, Progress(0.0, 10))["KL"].backward()
     reached = {name for name, p in method.named_parameters() if p.grad is not None}
     assert reached == {"means"}
 
@@ -135,22 +146,29 @@ def test_beta_decays_exponentially_from_a_half_to_a_hundredth():
 
 
 def test_without_the_bottleneck_there_is_no_kl():
-    views = [torch.randn(6, 3, 16, 16) for _ in range(2)]
-    assert set(tiny(information_bottleneck=False).losses(views, Progress(0.0, 10))) == {"CE"}
+    batch = images(views=2)
+    assert set(tiny(information_bottleneck=False).losses(batch, Progress(0.0, 10))) == {"CE"}
 
 
 def test_means_are_reinitialised_from_teacher_features_but_not_after_the_last_epoch():
     method = tiny()
-    images = torch.randn(8, 3, 16, 16)
+    pictures = torch.randn(8, 3, 16, 16)
     before = method.means.detach().clone()
-    replaced = method.after_epoch(Progress(1.0, 2), lambda n: iter(images[:n].split(4)))
+    replaced = method.after_epoch(
+        Progress(1.0, 2), TrainImages(lambda n: iter(pictures[:n].split(4)), iter)
+    )
     assert replaced == [method.means]
     with torch.no_grad():
-        features = torch.cat([method.teacher(half) for half in images.split(4)])
+        features = torch.cat([method.teacher(half) for half in pictures.split(4)])
     torch.testing.assert_close(method.means.detach(), features)
     assert not torch.allclose(method.means, before)
-    assert method.after_epoch(Progress(2.0, 2), lambda n: iter([])) == []
-    assert tiny(reinitialise=False).after_epoch(Progress(1.0, 2), lambda n: iter([])) == []
+    assert method.after_epoch(Progress(2.0, 2), TrainImages(lambda n: iter([]), iter)) == []
+    assert (
+        tiny(reinitialise=False).after_epoch(
+            Progress(1.0, 2), TrainImages(lambda n: iter([]), iter)
+        )
+        == []
+    )
 
 
 def test_the_teacher_follows_the_student_by_its_momentum():
