@@ -32,6 +32,8 @@ class Method(nn.Module):
     backbone: Backbone  # the trunk that the optimiser trains
     no_decay: ClassVar[tuple[str, ...]] = ()  # parameters without weight decay and LARS adaptation
     constant_rate: ClassVar[tuple[str, ...]] = ()  # modules whose learning rate stays at its peak
+    # Images that batch norm takes its statistics over (`harness.batchnorm`); None: the global batch
+    batch_norm_group: int | None = None
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Weighted loss terms by name; the trainer minimises their sum.

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness import dist, draws
 from harness.backbone import build_backbone
+from harness.batchnorm import average_running_statistics, set_batchnorm
 from harness.checkpoint import load_backbone, save_backbone, save_training
 from harness.environment import hardware, job_id, peak_memory_bytes
 from harness.errors import UserError
@@ -131,7 +132,7 @@ def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Ru
     backbone = build_backbone(recipe.backbone, max(view.size for view in recipe.views))
     backbone.pixels = recipe.views[0].pixels
     method = recipe.method.build(backbone, data.size)
-    dist.sync_batchnorm(method)
+    set_batchnorm(method, method.batch_norm_group, recipe.batch_size)
     memory_format = torch.preserve_format if backbone.is_vit else torch.channels_last
     method.to(dist.device(), memory_format=memory_format).train()  # pyright: ignore[reportCallIssue]
     precision = _resolve(precision)
@@ -234,7 +235,7 @@ class _Losses(nn.Module):
 def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
     losses: nn.Module = _Losses(run.method)
     if dist.world() > 1:
-        # Every batch norm is synchronised and the centre all-reduced: buffers never differ.
+        # Methods and batch norms keep their buffers equal on all processes themselves.
         losses = DistributedDataParallel(losses, broadcast_buffers=False)
     log = TrainLog(run.workdir, run.recipe.name, step=run.step, steps=run.steps)
     pending: list[dict[str, Tensor]] = []
@@ -278,6 +279,7 @@ def _step(run: Run, losses: nn.Module, batch: Batch) -> dict[str, Tensor]:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.method.after_step(run.progress)
+    average_running_statistics(run.method)
     if (run.step + 1) % run.steps_per_epoch == 0:
         _end_epoch(run)
     return {name: value.detach() for name, value in terms.items()}
