@@ -53,19 +53,25 @@ class Plan:
     start_step: int = 0  # steps of the epoch that are already done
     drop_last: bool = True  # training only: leave out the incomplete last step
     indices: np.ndarray | None = None  # subset of the data set; None: all of it
-    others: np.ndarray | None = None  # training only: images for the second half of each batch
+    # training only: images for the second half of each batch, whose first are from `indices`
+    others: np.ndarray | None = None
     device: str = "cpu"
     workers: int = 0  # processes that decode; sets in memory need none
 
 
-def loader_workers() -> int:
-    """Processes that decode for this one: its share of the cores, 0 if that is a single one."""
+def cores_per_process() -> int:
+    """Cores for each process of this machine."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
     # torchrun shows all cores to each process of a machine, srun gives each its own.
-    share = min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), MOST_WORKERS)
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
+def loader_workers() -> int:
+    """Processes that decode for this one: its share of the cores, 0 if that is a single one."""
+    share = min(cores_per_process(), MOST_WORKERS)
     return share if share > 1 else 0
 
 
