@@ -10,25 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines import barlow_twins, dino, vicreg
 from harness import train
 from harness.checkpoint import load_backbone
 from harness.errors import UserError
 from harness.recipe import BackboneSpec, Recipe, pretrain_key
 from harness.scale import SCALES, scale_recipe
 from harness.views import shrink_views
-from methods import imsvd, svib
 from tests.gloo import run_on
+from tests.recipes import TRAINED
 
-RECIPES = {
-    "imsvd": imsvd.RESNET50,
-    "svib": svib.RESNET50,
-    "svib-vit": svib.VIT_SMALL,
-    "dino": dino.RESNET50,
-    "dino-vit": dino.VIT_SMALL,
-    "vicreg": vicreg.RESNET50,
-    "barlow_twins": barlow_twins.RESNET50,
-}
 SCALE = replace(SCALES["demo"], width=64, prototypes=16, local_crops=1)
 
 
@@ -48,6 +38,7 @@ def tiny(recipe: Recipe, dataset: str) -> Recipe:
         ),
         batch_size=16,
         epochs=3,
+        labelled=50.0 if 0 < small.labelled < 100 else small.labelled,
         optim=replace(small.optim, warmup_epochs=1, clip_grad=3.0),
     )
 
@@ -73,11 +64,11 @@ def whole_state(recipe: Recipe, runs: Path, *, kill_at: int | None = None) -> di
     return seen
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(
     name, tiny_images, tmp_path, eager_checkpoints
 ):
-    recipe = tiny(RECIPES[name], tiny_images)
+    recipe = tiny(TRAINED[name], tiny_images)
     straight = whole_state(recipe, tmp_path / "straight")
     for step in (2, 4, 6):  # within an epoch, after SVIB's re-initialisation, at an epoch's end
         with pytest.raises(Killed):
@@ -95,7 +86,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_to_the_last_bit(
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(tiny_images, tmp_path, eager_checkpoints):
-    recipe = tiny(RECIPES["vicreg"], tiny_images)
+    recipe = tiny(TRAINED["vicreg:RESNET50"], tiny_images)
     with pytest.raises(Killed):
         whole_state(recipe, tmp_path, kill_at=5)
     whole_state(recipe, tmp_path)
@@ -108,7 +99,7 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tiny_images, tmp_path, eag
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tiny_images, tmp_path, eager_checkpoints, capsys
 ):
-    recipe = tiny(RECIPES["imsvd"], tiny_images)
+    recipe = tiny(TRAINED["imsvd:RESNET50"], tiny_images)
     straight = whole_state(recipe, tmp_path / "straight")
     with pytest.raises(Killed):
         whole_state(recipe, tmp_path, kill_at=5)
@@ -126,7 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpoint(
     tiny_images, tmp_path, eager_checkpoints
 ):
-    recipe = tiny(RECIPES["vicreg"], tiny_images)
+    recipe = tiny(TRAINED["vicreg:RESNET50"], tiny_images)
 
     def poison(run: train.Run) -> None:
         if run.step == 4:
@@ -143,7 +134,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpo
 
 
 def test_a_finished_run_is_not_repeated(tiny_images, tmp_path):
-    recipe = tiny(RECIPES["vicreg"], tiny_images)
+    recipe = tiny(TRAINED["vicreg:RESNET50"], tiny_images)
     path = train.pretrain(recipe, 0, tmp_path)
     before = path.stat().st_mtime_ns
     assert train.pretrain(recipe, 0, tmp_path, on_step=lambda run: pytest.fail("ran")) == path
@@ -151,7 +142,7 @@ def test_a_finished_run_is_not_repeated(tiny_images, tmp_path):
 
 
 def test_zero_epochs_give_the_untrained_backbone_of_the_seed(tiny_images, tmp_path):
-    recipe = replace(tiny(RECIPES["vicreg"], tiny_images), epochs=0)
+    recipe = replace(tiny(TRAINED["vicreg:RESNET50"], tiny_images), epochs=0)
     first, second = (
         load_backbone(train.pretrain(recipe, seed, tmp_path))[0].trunk.conv1.weight
         for seed in (0, 1)
@@ -160,13 +151,13 @@ def test_zero_epochs_give_the_untrained_backbone_of_the_seed(tiny_images, tmp_pa
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(tiny_images, tmp_path):
-    recipe = replace(tiny(RECIPES["vicreg"], tiny_images), batch_size=64)
+    recipe = replace(tiny(TRAINED["vicreg:RESNET50"], tiny_images), batch_size=64)
     with pytest.raises(UserError, match="batch size 64 is larger than the 48 training images"):
         train.pretrain(recipe, 0, tmp_path)
 
 
 def test_more_means_than_images_are_refused(tiny_images, tmp_path):
-    recipe = tiny(RECIPES["svib"], tiny_images)
+    recipe = tiny(TRAINED["svib:RESNET50"], tiny_images)
     recipe = replace(recipe, method=replace(recipe.method, means=64))
     with pytest.raises(UserError, match=r"64 distinct training images .* has 48"):
         train.pretrain(recipe, 0, tmp_path)
@@ -175,8 +166,8 @@ def test_more_means_than_images_are_refused(tiny_images, tmp_path):
 def train_all(dataset: str, runs: str) -> dict:
     """Final trunks of a few recipes, trained on however many processes there are."""
     trunks = {}
-    for name in ("svib", "dino-vit", "barlow_twins"):
-        recipe = tiny(RECIPES[name], dataset)
+    for name in ("svib:RESNET50", "dino:VIT_SMALL", "barlow_twins:RESNET50"):
+        recipe = tiny(TRAINED[name], dataset)
         path = train.pretrain(
             replace(recipe, backbone=BackboneSpec(name=recipe.backbone.name)), 0, Path(runs) / name
         )
@@ -193,7 +184,7 @@ def test_two_processes_train_the_weights_of_one(tiny_images, tmp_path):
     for name, trunk in alone.items():
         torch.testing.assert_close(pair[0][name], pair[1][name], rtol=0, atol=0)
         # Adam divides by the root of tiny second moments, which magnifies rounding.
-        tolerance = 2e-2 if "vit" in name else 2e-3
+        tolerance = 2e-2 if "VIT" in name else 2e-3
         for key, value in trunk.items():
             change = (pair[0][name][key] - value).float().norm() / (value.float().norm() + 1e-3)
             assert change < tolerance, (name, key, float(change))
