@@ -33,8 +33,9 @@ def learning_rate(optim: Optim, peak: float, final: float, progress: Progress) -
         case "steps":
             return peak * optim.drop ** sum(epoch >= mark for mark in optim.milestones)
         case "cosine":
-            left = max(progress.epochs - optim.warmup_epochs, 1e-9)
-            return cosine(peak, final, min((epoch - optim.warmup_epochs) / left, 1.0))
+            begun = 0.0 if optim.whole_cosine else optim.warmup_epochs
+            left = max(progress.epochs - begun, 1e-9)
+            return cosine(peak, final, min((epoch - begun) / left, 1.0))
 
 
 class Lars(torch.optim.Optimizer):

@@ -91,6 +91,7 @@ class Optim:
     drop: float = added(0.1)  # … by this
     first_lr: float = added(0.0)  # absolute, where the warm-up starts
     by_epoch: bool = added(False)  # the rate changes between epochs only
+    whole_cosine: bool = added(False)  # it spans the run, and the warm-up stands for its beginning
     decay_all: bool = added(False)  # weight decay (and LARC's adaptation) of 1-D parameters too
     nesterov: bool = added(False)  # SGD
 

@@ -46,11 +46,13 @@ class Scale:
 
 
 LOCAL = 96  # side of the local crops of every multi-crop recipe
-# 255 and 64 are PIRL's jigsaw and the patches that it is cut into.
-_CROPS = {224: 32, LOCAL: 16, 255: 36, 64: 8}
+# 255 and 64 are PIRL's jigsaw and the patches that it is cut into; 32 is a CIFAR recipe already.
+_CROPS = {224: 32, 32: 32, LOCAL: 16, 255: 36, 64: 8}
 _SMALL = {
     "resnet50": "resnet_tiny",
     "resnet18": "resnet_tiny",
+    "resnet50_d8192": "resnet_tiny",
+    "resnet18_cifar": "resnet_tiny",
     "vit_small_16": "vit_demo",
     "vit_tiny_16": "vit_demo",
 }
@@ -86,6 +88,7 @@ SCALES = {
             backbones={
                 "resnet50": "resnet18_cifar",
                 "resnet18": "resnet18_cifar",
+                "resnet50_d8192": "resnet18_cifar",
                 "vit_small_16": "vit_tiny_4",
                 "vit_tiny_16": "vit_tiny_4",
             },

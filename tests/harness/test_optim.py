@@ -103,6 +103,12 @@ def test_a_rate_by_epoch_stays_within_each_and_a_constant_module_keeps_its_peak(
         assert rates == pytest.approx([expected, expected])
 
 
+def test_a_cosine_over_the_whole_run_is_already_below_the_peak_after_the_warm_up():
+    optim = Optim(name="sgd", lr=1.0, warmup_epochs=2, whole_cosine=True)
+    rates = [learning_rate(optim, 1.0, 0.0, Progress(epoch, 8)) for epoch in (1, 2, 4, 8)]
+    assert rates == pytest.approx([0.5, 0.5 + 0.5 * 0.5**0.5, 0.5, 0.0])
+
+
 def test_decay_of_all_reaches_the_biases():
     recipe = replace(vicreg.RESNET50, optim=replace(vicreg.RESNET50.optim, decay_all=True))
     optimizer = build_optimizer(Plain(), recipe)
