@@ -68,9 +68,11 @@ BILINEAR = CenterCrop(interpolation="bilinear")
 # imsvd d387689, CIFAR-10 linear evaluation: a crop of 8 % of a 32 px image shows next to nothing.
 SMALL_SCALE_CROP = (0.8, 1.0)
 
-# BYOL, Barlow Twins, CorInfoMax and VICReg's code. VICReg's paper symmetrises it instead.
+# Barlow Twins, CorInfoMax and VICReg's code, after BYOL. VICReg's paper symmetrises it instead.
 _A = View(size=224)
 ASYMMETRIC = (replace(_A, blur_p=1.0), replace(_A, blur_p=0.1, solarize_p=0.2))
+# BYOL's own code adds to the brightness and solarizes floats.
+BYOL = tuple(replace(view, brightness="additive", solarize_threshold=0.5) for view in ASYMMETRIC)
 # IMSVD's code interpolates bilinearly (bicubic is commented out there).
 IMSVD = tuple(replace(view, interpolation="bilinear") for view in ASYMMETRIC)
 VICREG_PAPER = (replace(_A, blur_p=0.5, solarize_p=0.1),) * 2
