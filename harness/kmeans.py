@@ -87,6 +87,11 @@ def kmeans(
     return results
 
 
+def shared_seed() -> int:
+    """The main process's torch seed, which the trainer sets anew for every step, on all."""
+    return dist.broadcast_object(torch.initial_seed())
+
+
 def shares(runs: Sequence[_Run], processes: int) -> list[list[_Run]]:
     """Runs of each process: the largest first, each to the process that has least to do."""
     loads = [0] * processes
