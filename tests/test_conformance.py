@@ -45,9 +45,10 @@ def make_batch(recipe: Recipe, rank: int = 0, world: int = 1) -> Batch:
     sizes = {32: 16, 16: 8}
     views = []
     for i, view in enumerate(scale_recipe(recipe, SCALE).views):
-        shape = (3, sizes[view.size], sizes[view.size])
         if view.patch_size:
             shape = (view.patch_grid**2, 3, view.patch_size, view.patch_size)
+        else:
+            shape = (3, sizes[view.size], sizes[view.size])
         views.append(waves(8, *shape, phase=0.1 + i)[rank::world])
     indices = torch.tensor([3, 1, 17, 9, 4, 12, 0, 8])[rank::world]
     labels = indices % SIZE.classes if recipe.labelled else torch.full_like(indices, UNSEEN)
