@@ -5,18 +5,25 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness import resnets
+from harness import resnets, resnets_v2
 from harness.errors import UserError
 from harness.recipe import BackboneSpec, Reading
 from harness.views import IMAGENET_PIXELS, Pixels
 
 POOLED = Reading()
+
+
+class OwnClassifier(NamedTuple):
+    """The linear classifier that a trunk was trained with; no part of it that could be trained."""
+
+    weight: Tensor  # (classes, dim)
+    bias: Tensor  # (classes,)
 
 
 class Backbone(nn.Module):
@@ -30,6 +37,7 @@ class Backbone(nn.Module):
     is_vit = False
     pixels: Pixels = IMAGENET_PIXELS  # the normalisation it was trained with
     trunk: Any  # the library's nn.Module, whose attributes no type describes
+    classifier: OwnClassifier | None = None  # of a network that classifies by itself
 
     def __init__(self, spec: BackboneSpec, image_size: int) -> None:
         super().__init__()
@@ -99,6 +107,27 @@ class ResNet(Backbone):
             yield name, x
 
 
+class PreActivation(Backbone):
+    """A pre-activation ResNet up to its global average pool."""
+
+    def __init__(self, spec: BackboneSpec, image_size: int) -> None:
+        super().__init__(spec, image_size)
+        self.trunk = resnets_v2.PreActivationResNet(resnets_v2.LAYERS[spec.name])
+        self.dim = self.trunk.num_features
+
+    def forward(self, images: Tensor, reading: Reading = POOLED) -> Tensor:
+        """Features (n, dim), after the last norm and ReLU.
+
+        Raises:
+            UserError: Another reading is asked for.
+        """
+        if (reading.stage, reading.pool) != (POOLED.stage, POOLED.pool):
+            raise UserError(
+                f"the maps of a {self.spec.name} are not offered; read its pooled feature"
+            )
+        return self.trunk(images)
+
+
 class ViT(Backbone):
     """A timm vision transformer; its feature is the CLS token after the final norm."""
 
@@ -136,7 +165,7 @@ _VITS: dict[str, tuple[str, dict[str, Any]]] = {
         {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
     ),
 }
-BACKBONES = (*resnets.PLANS, *_VITS)
+BACKBONES = (*resnets.PLANS, *resnets_v2.LAYERS, *_VITS)
 
 
 def build_backbone(spec: BackboneSpec, image_size: int) -> Backbone:
@@ -165,12 +194,18 @@ def build_backbone(spec: BackboneSpec, image_size: int) -> Backbone:
             **overrides,
         )
         return ViT(spec, image_size, trunk)
-    if spec.name not in resnets.PLANS:
+    if spec.name not in BACKBONES:
         close = difflib.get_close_matches(spec.name, BACKBONES, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"unknown backbone {spec.name!r}: {hint}Known: {', '.join(BACKBONES)}")
     if spec.drop_path:
         raise UserError(f"drop_path={spec.drop_path} is for ViTs; {spec.name} takes 0")
+    if spec.name in resnets_v2.LAYERS:
+        if spec.zero_init_residual:
+            raise UserError(
+                f"zero_init_residual has nothing to zero in a {spec.name}; leave it out"
+            )
+        return PreActivation(spec, image_size)
     plan = resnets.PLANS[spec.name]
     trunk = resnets.build(plan, zero_init_residual=spec.zero_init_residual)
     return ResNet(spec, image_size, trunk)

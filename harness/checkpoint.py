@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from harness.backbone import Backbone, build_backbone
+from harness.backbone import Backbone, OwnClassifier, build_backbone
 from harness.errors import UserError
 from harness.files import write_atomically
 from harness.recipe import BackboneSpec
@@ -79,12 +80,15 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
-def save_backbone(backbone: Backbone, path: Path, **info: Any) -> None:
+def save_backbone(
+    backbone: Backbone, path: Path, *, classifier: nn.Linear | None = None, **info: Any
+) -> None:
     """Write a trunk with all that is needed to build it again.
 
     Args:
         backbone: The trunk.
         path: Of the file, usually `backbone.pt`.
+        classifier: The layer of classes that was trained on it, if one was.
         **info: Plain values about its training (recipe, seed, seconds).
     """
     state = {
@@ -97,11 +101,18 @@ def save_backbone(backbone: Backbone, path: Path, **info: Any) -> None:
             name: value.contiguous().cpu() for name, value in backbone.trunk.state_dict().items()
         },
     }
+    if classifier is not None:
+        # files without one stay byte for byte what they were
+        state["classifier"] = {
+            name: value.detach().contiguous().cpu() for name, value in classifier.named_parameters()
+        }
     write_atomically(path, to_bytes(state))
 
 
 def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
     """A trunk that `save_backbone` wrote, in eval mode, and what is known of its training.
+
+    Its classifier, if it was written with one, is the trunk's attribute.
 
     Raises:
         UserError: The file is not one of ours.
@@ -115,4 +126,6 @@ def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
     backbone = build_backbone(BackboneSpec(**saved["spec"]), saved["image_size"])
     backbone.trunk.load_state_dict(saved["state"])
     backbone.pixels = Pixels(**{name: tuple(value) for name, value in saved["pixels"].items()})
+    if "classifier" in saved:
+        backbone.classifier = OwnClassifier(**saved["classifier"])
     return backbone.eval(), saved["info"]

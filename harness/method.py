@@ -65,6 +65,11 @@ class Method(nn.Module):
         """The trunk that protocols evaluate: the teacher where the paper says so."""
         return self.backbone
 
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """The layer of classes on the evaluated trunk, where the method trains one."""
+        return None
+
 
 class TwinMethod(Method):
     """Two branches with shared weights and a loss on their projections, nothing else."""

@@ -176,15 +176,15 @@ def build_optimizer(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
 
 def set_schedules(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: float) -> None:
     """Write this moment's learning rate and weight decay into every group."""
-    optim = recipe.optim
+    optim, progress = recipe.schedule_at(epoch)
     decay = optim.weight_decay
     if optim.final_weight_decay is not None:
-        decay = cosine(decay, optim.final_weight_decay, epoch / recipe.epochs)
-    progress = Progress(epoch, recipe.epochs)
+        decay = cosine(decay, optim.final_weight_decay, progress.fraction)
+    pace = 1.0 if optim is recipe.optim else optim.lr / recipe.optim.lr
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"]
+        group["lr"] = group["peak"] * pace
         if not group["constant"]:
-            group["lr"] = learning_rate(optim, group["peak"], group["final"], progress)
+            group["lr"] = learning_rate(optim, group["lr"], group["final"] * pace, progress)
         group["weight_decay"] = decay if group["decayed"] else 0.0
 
 

@@ -97,6 +97,19 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FirstPhase:
+    """The start of a run with a schedule of its own, before its recipe's starts from the top."""
+
+    epochs: int
+    optim: Optim  # of the same name and momentum as the recipe's
+
+
+# Where a recipe shows only some labels: batches of labelled images, of all images alike, or half
+# of labelled and half of other images (S4L, Zhai et al., ICCV 2019, section 4.3).
+Pool = Literal["labelled", "all", "halves"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Hyper-parameters of a method, with its paper's values as defaults; one subclass a file."""
 
@@ -110,6 +123,14 @@ class MethodConfig:
     def scaled(self, scale: Scale) -> Self:
         """The same method with heads and prototypes of a size that fits the scale."""
         raise NotImplementedError
+
+    def pool(self, epoch: int) -> Pool:
+        """Which images an epoch draws from, where only some labels are shown."""
+        return "halves"
+
+    def first_phase(self) -> FirstPhase | None:
+        """A start with another schedule, for methods that train twice."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +147,15 @@ class Recipe:
     optim: Optim
     dataset: str = "imagenet"
     labelled: float = added(0.0)  # percent of the training images whose label the method sees
+
+    def schedule_at(self, epoch: float) -> tuple[Optim, Progress]:
+        """Whose schedules hold after `epoch` epochs, and where they stand."""
+        first = self.method.first_phase()
+        if first is None:
+            return self.optim, Progress(epoch, self.epochs)
+        if epoch < first.epochs:
+            return first.optim, Progress(epoch, first.epochs)
+        return self.optim, Progress(epoch - first.epochs, self.epochs - first.epochs)
 
 
 def resolved(value: Any, *, versions: bool = True) -> Any:

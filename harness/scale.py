@@ -45,11 +45,15 @@ class Scale:
         return self.name == "paper"
 
 
+# 1 % of the smallest data set are 40 images, and a batch can hold no more: where a recipe shows but
+# a share of the labels, batches are this many times smaller than the scale's.
+FEW_LABELS = 4
 LOCAL = 96  # side of the local crops of every multi-crop recipe
 # 255 and 64 are PIRL's jigsaw and the patches that it is cut into; 32 is a CIFAR recipe already.
 _CROPS = {224: 32, 32: 32, LOCAL: 16, 255: 36, 64: 8}
 _SMALL = {
     "resnet50": "resnet_tiny",
+    "resnet50v2": "resnet_tiny",
     "resnet18": "resnet_tiny",
     "resnet50_d8192": "resnet_tiny",
     "resnet18_cifar": "resnet_tiny",
@@ -87,6 +91,7 @@ SCALES = {
             local_crops=6,
             backbones={
                 "resnet50": "resnet18_cifar",
+                "resnet50v2": "resnet18_cifar",
                 "resnet18": "resnet18_cifar",
                 "resnet50_d8192": "resnet18_cifar",
                 "vit_small_16": "vit_tiny_4",
@@ -154,6 +159,7 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
         return recipe
     assert scale.crop_sizes and scale.backbones
     name = scale.backbones.get(recipe.backbone.name, recipe.backbone.name)
+    few_labels = 0 < recipe.labelled < 100
     global_views = tuple(v for v in recipe.views if v.size != LOCAL)
     local_views = tuple(v for v in recipe.views if v.size == LOCAL)[: scale.local_crops]
     return replace(
@@ -162,10 +168,15 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
         views=shrink_views(global_views + local_views, scale.crop_sizes),
         backbone=BackboneSpec(name=name),
         epochs=math.ceil(recipe.epochs * scale.epoch_factor),
-        batch_size=scale.batch_size,
-        optim=_optim(recipe, scale),
+        batch_size=scale.batch_size // (FEW_LABELS if few_labels else 1),
+        optim=at_few_labels(_optim(recipe, scale)) if few_labels else _optim(recipe, scale),
         dataset=scale.dataset,
     )
+
+
+def at_few_labels(optim: Optim) -> Optim:
+    """The optimiser for batches that are FEW_LABELS times smaller: with the rate unchanged."""
+    return replace(optim, lr=FEW_LABELS * optim.lr)
 
 
 def _optim(recipe: Recipe, scale: Scale) -> Optim:

@@ -121,7 +121,8 @@ def pretrain(
     _resume(run)
     _train(run, on_step)
     if dist.is_main():
-        save_backbone(run.method.evaluated, final, **_summary(run))
+        classifier = run.method.classifier
+        save_backbone(run.method.evaluated, final, classifier=classifier, **_summary(run))
     dist.barrier()
     return final
 

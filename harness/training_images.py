@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,23 +17,24 @@ from harness.data import ImageSet, open_split
 from harness.errors import UserError
 from harness.loader import Batch, Plan, eval_batches, loader_workers, train_batches
 from harness.method import TrainImages
-from harness.recipe import Recipe, TrainingSize
+from harness.recipe import Pool, Recipe, TrainingSize
 from harness.subsets import labelled_subset
+from harness.supervision import UNSEEN
 from harness.views import CenterCrop
-
-UNSEEN = -1  # in place of a label that the recipe doesn't show
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingImages:
-    """The images of a run, with the labels that its recipe shows, in batches on this device."""
+    """The images of a run, with the labels that its recipe shows, in batches on this device.
+
+    An epoch is as many steps as a pass over all images takes, also where few of them are labelled
+    and seen many times meanwhile.
+    """
 
     recipe: Recipe
     seed: int
     images: ImageSet  # UNSEEN where a label isn't shown
-    # Half of each batch is drawn from these and half from the others, and an epoch is one pass
-    # over these, as in S4L (Zhai et al., ICCV 2019, section 4); None: all images are alike.
-    labelled: np.ndarray | None = None
+    labelled: np.ndarray | None = None  # places of the labelled ones; None: all or none are
 
     @property
     def size(self) -> TrainingSize:
@@ -42,27 +44,58 @@ class TrainingImages:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of an epoch."""
-        if self.labelled is not None:
-            return len(self.labelled) // (self.recipe.batch_size // 2)
         return len(self.images) // self.recipe.batch_size
 
     def epoch(self, epoch: int, start_step: int) -> Iterator[Batch]:
         """This process's share of the steps of an epoch from `start_step` on."""
         vit = self.recipe.backbone.name.startswith("vit")
         memory_format = torch.contiguous_format if vit else torch.channels_last
-        plan = replace(_plan(), start_step=start_step)
-        if self.labelled is not None:
-            others = np.setdiff1d(np.arange(len(self.images)), self.labelled)
-            plan = replace(plan, indices=self.labelled, others=others)
-        for batch in train_batches(
+        pool = "all" if self.labelled is None else self.recipe.method.pool(epoch)
+        if pool == "all":
+            batches = self._batches(epoch, replace(_plan(), start_step=start_step))
+        else:
+            batches = self._passes(epoch, start_step, pool)
+        for batch in batches:
+            yield _on_device(batch, memory_format)
+
+    def _passes(self, epoch: int, start_step: int, pool: Pool) -> Iterator[Batch]:
+        """An epoch as passes over the labelled images, which go on from the epoch before."""
+        assert self.labelled is not None
+        plan = replace(_plan(), indices=self.labelled)
+        size = self.recipe.batch_size
+        if pool == "halves":
+            plan, size = replace(plan, others=self._others), size // 2
+        steps = len(self.labelled) // size
+        if not steps:
+            raise UserError(
+                f"{size} labelled images, as many as a batch of {self.recipe.batch_size} takes, "
+                f"cannot be drawn from the {len(self.labelled)} labelled training images of "
+                f"{self.recipe.dataset}; use a smaller batch size or more labels"
+            )
+        step, end = (self.steps_per_epoch * number for number in (epoch, epoch + 1))
+        step += start_step
+        while step < end:
+            number, done = divmod(step, steps)
+            count = min(steps - done, end - step)
+            yield from islice(self._batches(number, replace(plan, start_step=done)), count)
+            step += count
+
+    def _batches(self, number: int, plan: Plan) -> Iterator[Batch]:
+        """One pass; `number` decides order and crops."""
+        return train_batches(
             self.images,
             self.recipe.views,
             seed=self.seed,
-            epoch=epoch,
+            epoch=number,
             batch_size=self._share,
             plan=plan,
-        ):
-            yield _on_device(batch, memory_format)
+        )
+
+    @cached_property
+    def _others(self) -> np.ndarray:
+        """Places of the images that are not labelled."""
+        assert self.labelled is not None
+        return np.setdiff1d(np.arange(len(self.images)), self.labelled)
 
     def between(self, epoch: int) -> TrainImages:
         """The images for a method's work before `epoch`."""
@@ -129,9 +162,6 @@ def open_training(recipe: Recipe, seed: int) -> TrainingImages:
         raise UserError(
             f"batch size {recipe.batch_size} is larger than the {len(images)} training images of "
             f"{recipe.dataset}; use at most {len(images)}"
-            if labelled is None
-            else f"half a batch of {recipe.batch_size} is more than the {len(labelled)} labelled "
-            f"training images of {recipe.dataset}; use at most {2 * len(labelled)}"
         )
     return training
 
