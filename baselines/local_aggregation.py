@@ -101,15 +101,19 @@ class LocalAggregation(Method):
         z = F.normalize(self.projector(self.backbone(view)).to(bank.dtype), dim=1)
         self._seen = batch.indices, z.detach()
         if progress.epoch < self.config.first_epochs:
-            generator = torch.Generator(z.device).manual_seed(batch.seed)
-            rows = draw_candidates(generator, batch.indices, self.config.negatives, len(bank))
-            logits = similarities(z, bank, rows) / self.config.temperature
-            normaliser = logits.new_tensor(_NORMALISER * len(bank))
-            return {"NCE": nce(logits, normaliser, len(bank))}
+            return {"NCE": self._discrimination(z, batch), "LA": z.new_zeros(())}
         neighbours = nearest_rows(z, bank, min(self.config.background, len(bank)))
         close = share_a_cluster(self.assignments, batch.indices, neighbours)
         logits = similarities(z, bank, neighbours) / self.config.temperature
-        return local_aggregation_terms(logits, close)
+        return {"NCE": z.new_zeros(()), "LA": local_aggregation(logits, close)}
+
+    def _discrimination(self, z: Tensor, batch: Batch) -> Tensor:
+        """NPID's loss of unit rows z (n, d)."""
+        bank = self.memory.rows
+        generator = torch.Generator(z.device).manual_seed(batch.seed)
+        rows = draw_candidates(generator, batch.indices, self.config.negatives, len(bank))
+        logits = similarities(z, bank, rows) / self.config.temperature
+        return nce(logits, logits.new_tensor(_NORMALISER * len(bank)), len(bank))
 
     def after_step(self, progress: Progress) -> None:
         """Move the rows of the step's images towards their embeddings."""
@@ -174,7 +178,7 @@ def share_a_cluster(assignments: Tensor, indices: Tensor, neighbours: Tensor) ->
     return close
 
 
-def local_aggregation_terms(logits: Tensor, close: Tensor) -> dict[str, Tensor]:
+def local_aggregation(logits: Tensor, close: Tensor) -> Tensor:
     """Mean -log of P(C and B) / P(B), the local aggregation metric (Eq. 5), in nats.
 
     The paper's P(A) is a sum over A of exp(v.z / tau) / Z; Z cancels.
@@ -182,9 +186,12 @@ def local_aggregation_terms(logits: Tensor, close: Tensor) -> dict[str, Tensor]:
     Args:
         logits: (n, k) similarities with the background over temperature.
         close: bool (n, k), which of it are close neighbours.
+
+    Returns:
+        Scalar; 0 when all of the background is close.
     """
     relative = (logits.softmax(dim=1) * close).sum(dim=1)
-    return {"LA": -(relative + _FLOOR).log().mean()}
+    return -(relative + _FLOOR).log().mean()
 
 
 _STEPS = 1281167 // 128  # of an epoch in the released code, whose rate drops after so many steps:
