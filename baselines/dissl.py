@@ -119,7 +119,7 @@ def dissl_terms(
     student_temperature: float = 1.0,
     teacher_temperature: float = 0.5,
 ) -> dict[str, Tensor]:
-    """The three weighted terms of DISSL (Eq. 8 and algorithm 2), in nats.
+    """The three weighted terms of DISSL, in nats.
 
     Args:
         student_logits: (V, n, K) over V crops of this process's images, the teacher's first.
