@@ -207,6 +207,13 @@ PIRL_1 = SemiSup(
     lr=(0.01,), epochs=(70,), nesterov=True, schedule="steps", milestones=(30,), drop=0.1
 )
 PIRL_10 = replace(PIRL_1, percent=10.0)
+# NPID (Wu et al. 2018), section 4.3: 70 epochs at .01, divided by 10 every 30; the batch size and
+# the decay are those of its pretraining (lemniscate.pytorch @f7cfe29), as it releases no code for
+# this. Which images are labelled isn't said.
+NPID_1 = SemiSup(
+    lr=(0.01,), epochs=(70,), weight_decay=1e-4, schedule="steps", milestones=(30, 60), drop=0.1
+)
+NPID_10 = replace(NPID_1, percent=10.0)
 # SVIB, Table 2: "the setting of Chen et al.", mean of 5 runs, with no rate and no word on whether
 # SimCLR v1 (taken here), v2 or MoCo v2 is meant. Its own row for DINO's ResNet-50, 52.9 and 66.6 %
 # top-1, tells whether a reading fits. Five seeds on SimCLR's one list differ in order and crops.
@@ -231,6 +238,8 @@ VARIANTS = {
     "corinfomax_10": CORINFOMAX_10,
     "pirl_1": PIRL_1,
     "pirl_10": PIRL_10,
+    "npid_1": NPID_1,
+    "npid_10": NPID_10,
     "svib_1": SVIB_1,
     "svib_10": SVIB_10,
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.files import write_atomically
 from harness.scale import Scale, find_scale
-from results.table import Cell, Table, Work
+from results.table import Cell, Column, Table, Work
 
 if TYPE_CHECKING:
     from harness.protocol import EvalProtocol
@@ -50,10 +50,11 @@ class Evaluation:
     key: str
     slot: str  # the key without versions
     pretraining: str  # key of what it evaluates
-    seed: int
+    seed: int  # of the pretraining, …
     protocol: str  # class and fingerprint, for people
     variant: str  # its name …
     scale: str  # … and scale: what `protocol_of` builds it from
+    repeated: bool = False  # … or, where several evaluate one pretraining, of the protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +123,28 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
     evaluations: dict[str, Evaluation] = {}
     cells = []
     for cell in table.wanted(fill=fill):
-        column, work = table.columns[cell.column], table.work(cell)
+        work = table.work(cell)
         recipe = _recipe(work.recipe, work.epochs, scale)
         protocol = scale_protocol(registry.variant(work.protocol), scale)
-        assert column.metric in [m.name for m in protocol.metrics], (column.metric, protocol)
+        assert work.metric in [m.name for m in protocol.metrics], (work.metric, protocol)
         keys = []
-        for seed in range(seeds):
-            pretraining = _pretraining(recipe, seed, work, scale)
+        for trained, repeat in _seeds(protocol, table.columns[cell.column], seeds):
+            pretraining = _pretraining(recipe, trained, work, scale)
             pretrainings[pretraining.key] = pretraining
+            repeated = _reseeded(protocol, repeat)
             evaluation = Evaluation(
-                key=fingerprint(recipe, protocol, seed),
-                slot=fingerprint(recipe, protocol, seed, versions=False),
+                key=fingerprint(recipe, repeated, trained),
+                slot=fingerprint(recipe, repeated, trained, versions=False),
                 pretraining=pretraining.key,
-                seed=seed,
+                seed=trained if repeat is None else repeat,
                 protocol=f"{type(protocol).__module__}@{fingerprint(protocol)[:6]}",
                 variant=work.protocol,
                 scale=scale.name,
+                repeated=repeat is not None,
             )
             evaluations[evaluation.key] = evaluation
             keys.append(evaluation.key)
-        cells.append(CellJobs(cell=cell, metric=column.metric, evaluations=tuple(keys)))
+        cells.append(CellJobs(cell=cell, metric=work.metric, evaluations=tuple(keys)))
     return Resolved(
         table=table.name,
         scale=scale.name,
@@ -149,6 +152,20 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
         pretrainings=pretrainings,
         evaluations=evaluations,
     )
+
+
+def _seeds(protocol: EvalProtocol, column: Column, seeds: int) -> Iterator[tuple[int, int | None]]:
+    """For each run of a cell the pretraining's seed, and the protocol's if that is what varies."""
+    if column.repeats == "pretraining":
+        yield from ((seed, None) for seed in range(seeds))
+    elif hasattr(protocol, "seed"):
+        yield from ((0, seed) for seed in range(seeds))
+    else:
+        yield 0, None
+
+
+def _reseeded(protocol: EvalProtocol, seed: int | None) -> EvalProtocol:
+    return protocol if seed is None else dataclasses.replace(protocol, **{"seed": seed})
 
 
 def _pretraining(recipe: Recipe, seed: int, work: Work, scale: Scale) -> Pretraining:
@@ -189,7 +206,8 @@ def protocol_of(evaluation: Evaluation) -> EvalProtocol:
     from harness import registry
     from harness.scale import scale_protocol
 
-    return scale_protocol(registry.variant(evaluation.variant), find_scale(evaluation.scale))
+    protocol = scale_protocol(registry.variant(evaluation.variant), find_scale(evaluation.scale))
+    return _reseeded(protocol, evaluation.seed if evaluation.repeated else None)
 
 
 def _from_json(values: dict[str, Any]) -> Resolved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 EMPTY = "-"  # how the papers print a cell that they leave empty
 _NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<marks>\D*)")
@@ -38,6 +38,9 @@ class Column:
     protocol: str  # "knn:dino": a variant, by the names of harness.registry
     metric: str  # one of the protocol's metrics
     epochs: int | None = None  # of pretraining, instead of the recipe's
+    # What differs between the runs of a cell, each by its seed: the pretraining, or the evaluation
+    # of one pretraining (protocols that draw nothing at random then run once).
+    repeats: Literal["pretraining", "evaluation"] = "pretraining"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,8 @@ class Row:
     recipe: str = ""  # "imsvd:RESNET50", by the names of harness.registry
     recipes: Mapping[str, str] = field(default_factory=dict)  # column → its own recipe
     protocols: Mapping[str, str] = field(default_factory=dict)  # column → its own variant
-    epochs: int | None = None  # of pretraining, instead of the recipe's
+    metrics: Mapping[str, str] = field(default_factory=dict)  # column → its own protocol's
+    epochs: int | None = None  # of pretraining, instead of the column's and the recipe's
     reason: str = ""  # why it can't be run; exactly one of `recipe` and `reason` is given
     differs: Mapping[str, str] = field(default_factory=dict)  # column → how the paper measured
 
@@ -61,6 +65,7 @@ class Work(NamedTuple):
     recipe: str
     epochs: int | None
     protocol: str
+    metric: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class Table:
             assert len(row.published) == len(self.columns), (self.name, row.label)
             assert len(row.fields) == len(self.fields), (self.name, row.label)
             assert bool(row.recipe) != bool(row.reason), (self.name, row.label)
-            assert {*row.differs, *row.recipes, *row.protocols} <= {
+            assert {*row.differs, *row.recipes, *row.protocols, *row.metrics} <= {
                 c.label for c in self.columns
             }, row.label
 
@@ -112,12 +117,13 @@ class Table:
         return f"{self.row_name(cell.row)} | {self.columns[cell.column].label}"
 
     def work(self, cell: Cell) -> Work:
-        """Recipe, epochs and protocol behind a cell whose row can be run."""
+        """Recipe, epochs, protocol and metric behind a cell whose row can be run."""
         row, column = self.rows[cell.row], self.columns[cell.column]
         return Work(
             recipe=row.recipes.get(column.label, row.recipe),
-            epochs=row.epochs if column.epochs is None else column.epochs,
+            epochs=column.epochs if row.epochs is None else row.epochs,
             protocol=row.protocols.get(column.label, column.protocol),
+            metric=row.metrics.get(column.label, column.metric),
         )
 
 

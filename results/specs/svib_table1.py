@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from results.table import Column, Row, Table
 
-_NO_FILE = "not implemented yet"
 _VIT = {"Linear": "linear:svib_vit"}
 _MEMORY_BANK = {"KNN": "200 neighbours of the 128-d embedding in the memory bank"}
 
@@ -27,44 +26,47 @@ TABLE = Table(
             label="Local aggregation (Zhuang et al., 2019)",
             fields=("ResNet50", "200"),
             published=("60.2", "49.4"),
-            reason=_NO_FILE,
+            recipe="local_aggregation:RESNET50",
             differs=_MEMORY_BANK,
         ),
         Row(
             label="PIRL (Misra & van der Maaten, 2020)",
             fields=("ResNet50", "800"),
             published=("63.6", "-"),
-            reason=_NO_FILE,
+            recipe="pirl:RESNET50",
         ),
         Row(
             label="PCL (Li et al., 2020)",
             fields=("ResNet50", "200"),
             published=("65.9", "54.5"),
-            reason=_NO_FILE,
+            recipe="pcl:RESNET50_V2",
+            differs={"Linear": "none of PCL's README, which has 61.5 (v1) and 67.6 (v2)"},
         ),
         Row(
             label="SimCLRv2 (Chen et al., 2020)",
             fields=("ResNet50", "800"),
             published=("71.7", "-"),
-            reason=_NO_FILE,
+            recipe="simclr:RESNET50_V2",
         ),
         Row(
             label="MoCo v2 (Chen et al., 2020)",
             fields=("ResNet50", "300"),
             published=("71.1†", "62.9*"),
-            reason=_NO_FILE,
+            recipe="moco_v2:RESNET50",
+            epochs=300,
         ),
         Row(
             label="BYOL (Grill et al., 2020)",
             fields=("ResNet50", "300"),
             published=("72.7^", "65.4*"),
-            reason=_NO_FILE,
+            recipe="byol:RESNET50_300",
         ),
         Row(
             label="SWAV (Caron et al., 2020)",
             fields=("ResNet50", "300"),
             published=("74.1*", "65.4*"),
-            reason=_NO_FILE,
+            recipe="swav:RESNET50",
+            epochs=300,
         ),
         Row(
             label="DINO (Caron et al., 2021)",
@@ -82,19 +84,22 @@ TABLE = Table(
             label="MoCo v2 (Chen et al., 2020)",
             fields=("ViT-S/16", "300"),
             published=("71.6*", "62.0*"),
-            reason=_NO_FILE,
+            recipe="moco_v2:VIT_SMALL",
+            protocols=_VIT,
         ),
         Row(
             label="BYOL (Grill et al., 2020)",
             fields=("ViT-S/16", "300"),
             published=("71.4*", "66.6*"),
-            reason=_NO_FILE,
+            recipe="byol:VIT_SMALL",
+            protocols=_VIT,
         ),
         Row(
             label="SWAV (Caron et al., 2020)",
             fields=("ViT-S/16", "300"),
             published=("71.8*", "64.7*"),
-            reason=_NO_FILE,
+            recipe="swav:VIT_SMALL",
+            protocols=_VIT,
         ),
         Row(
             label="DINO (Caron et al., 2021)",
