@@ -76,7 +76,7 @@ def test_concentrations_equal_the_authors_code():
     sizes = found.assignments.bincount(minlength=case["clusters"])
     assert sizes.min() == 1  # of the clusters of one image
     phi = concentrations(found, smoothing=10, temperature=0.2)
-    assert phi.tolist() == pytest.approx(case["concentrations"], rel=1e-7)  # stored in floats
+    assert phi.tolist() == pytest.approx(case["concentrations"], rel=3e-7)  # theirs are floats
     assert phi.mean().item() == pytest.approx(0.2, rel=1e-12)
 
 
@@ -192,9 +192,8 @@ def test_prototypes_come_with_the_end_of_the_warm_up_and_not_after_the_last_epoc
     for name, value in method.teacher.state_dict().items():
         assert torch.equal(value, running[name]), name  # clustering moves no batch norm
     for one in method._clusterings():
-        torch.testing.assert_close(
-            one.centroids.norm(dim=1), one.centroids.new_ones(1).expand(len(one.centroids))
-        )
+        norms = one.centroids.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-6, atol=0)
         assert one.concentrations.mean().item() == pytest.approx(0.1, rel=1e-6)
     assert method.losses(batch, Progress(2.0, 5))["ProtoNCE"] > 0
 
