@@ -22,9 +22,13 @@ MODES = {"--plan", "--status", "--why", "--render", "--watch", "--cancel", "--co
 
 
 def commands(start: str) -> list[str]:
-    """The README's command lines that begin so, without their comments."""
-    blocks = re.findall(r"^```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    """The README's command lines that begin so, without their comments.
+
+    Blocks with a language are others': test_your_method.py runs those of the worked example.
+    """
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    plain = [text for language, text in blocks if not language]
+    lines = [line.partition("#")[0].strip() for block in plain for line in block.splitlines()]
     return [line for line in lines if line.startswith(start)]
 
 
