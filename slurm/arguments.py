@@ -20,7 +20,7 @@ class Arguments:
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]]
-    """table1 (of both papers), table2, svib/table1, imsvd/table1, imsvd/table2, learning."""
+    """table1, table2 or table3 (of both papers), svib/table1, imsvd/table2, …, learning, quick."""
     scale: str | None = None
     """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
     DATA_ROOT, else demo."""

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(folder: Path) -> subprocess.Popen:
-    """`reproduce.py learning` at demo scale, working in `folder`."""
-    command = [sys.executable, str(ROOT / "reproduce.py"), "learning", "--scale", "demo"]
+    """`reproduce.py quick` at demo scale, working in `folder`."""
+    command = [sys.executable, str(ROOT / "reproduce.py"), "quick", "--scale", "demo"]
     command += ["--seeds", "1", "--cluster", "local"]
     for name in ("runs", "records", "out"):
         command += [f"--{name}", str(folder / name)]

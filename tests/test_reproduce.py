@@ -53,10 +53,10 @@ def test_with_imagenet_the_default_scale_is_the_papers(tmp_path, capsys, monkeyp
     assert "**Scale: paper**" in capsys.readouterr().out
 
 
-def test_the_plan_of_both_tables_has_14_pretrainings_and_18_evaluations(tmp_path, capsys):
+def test_the_plan_of_both_tables_has_48_pretrainings_and_60_evaluations(tmp_path, capsys):
     assert run(tmp_path, "table1", "--scale", "demo", "--plan", "--cluster", "local") == 0
     assert capsys.readouterr().out.startswith(
-        "32 jobs to run: 14 pretrainings, 18 evaluations; 0 evaluations are recorded"
+        "108 jobs to run: 48 pretrainings, 60 evaluations; 0 evaluations are recorded"
     )
     assert not (tmp_path / "records").exists()
 
@@ -64,9 +64,9 @@ def test_the_plan_of_both_tables_has_14_pretrainings_and_18_evaluations(tmp_path
 def test_status_has_a_line_per_cell(tmp_path, capsys):
     assert run(tmp_path, "svib/table1", "--scale", "demo", "--status") == 0
     out = capsys.readouterr().out
-    assert out.startswith("svib/table1 at scale demo: 8 missing, 20 not run\n")
-    assert out.count(" missing") == 9
-    assert out.count("not implemented yet") == 20
+    assert out.startswith("svib/table1 at scale demo: 26 missing, 2 not run\n")
+    assert out.count(" missing") == 27
+    assert out.count("the paper has no number here") == 2
 
 
 def test_why_without_a_record_says_so(tmp_path, capsys):

@@ -35,6 +35,7 @@ WIDTHS = {
     "resnet50_cifar_pad2": 2048,
     "resnet18_cifar_pool": 512,
     "resnet_tiny": 128,
+    "resnet50v2": 2048,
     "vit_small_16": 384,
     "vit_small_8": 384,
     "vit_base_16": 768,
@@ -53,6 +54,8 @@ def test_every_backbone_maps_images_to_features_of_its_width(name):
         backbone = build_backbone(BackboneSpec(name=name), 32).eval()
         features = backbone(torch.randn(2, 3, 32, 32))
     assert features.shape == (2, backbone.dim) == (2, WIDTHS[name])
+    if name == "resnet50v2":
+        return  # nobody releases one: S4L's are TensorFlow's
     # Released weights are looked for under the trunk's names and the first layer's shape.
     state = backbone.trunk.state_dict()
     plain = re.sub("_same|_pad2|_pool|_heads12", "", name)

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from harness.recipe import fingerprint
 from harness.scale import SCALES
 from results.catalog import all_tables
-from results.resolve import ROOT, SOURCES, recipe_of, resolve, source_hash
+from results.resolve import ROOT, SOURCES, protocol_of, recipe_of, resolve, source_hash
 
 KEYS = """
 import json, sys
@@ -42,16 +43,16 @@ def test_what_comes_from_the_cache_is_what_went_in(tmp_path):
     first = resolve(table, SCALES["demo"], **ask)
     assert len(list(tmp_path.glob("*.json"))) == 1
     assert resolve(table, SCALES["demo"], **ask) == first
-    assert len(first.evaluations) == 4 * 2 * 2
-    assert len(first.pretrainings) == 4 * 2
+    assert len(first.evaluations) == (14 * 2 - 2) * 2  # two cells are empty in the paper
+    assert len(first.pretrainings) == 14 * 2
 
 
 def test_both_neighbourhoods_of_imsvd_table_2_are_one_evaluation(tmp_path):
     found = resolve(
         all_tables()["imsvd/table2"], SCALES["demo"], seeds=1, fill=False, cache=tmp_path
     )
-    assert len(found.cells) == 6
-    assert len(found.evaluations) == len(found.pretrainings) == 3
+    assert len(found.cells) == 13
+    assert len(found.evaluations) == len(found.pretrainings) == 8
 
 
 def test_a_job_carries_the_recipe_that_its_key_names(tmp_path):
@@ -68,6 +69,65 @@ def test_vicreg_at_100_epochs_has_its_own_learning_rate(tmp_path):
     )
     recipes = [recipe_of(p) for k, p in found.pretrainings.items() if k.startswith("vicreg")]
     assert sorted((r.epochs, r.optim.lr) for r in recipes) == [(100, 0.3), (200, 0.2), (1000, 0.2)]
+
+
+def test_five_runs_of_svib_table_2_are_five_fine_tunings_of_one_pretraining(tmp_path):
+    table = all_tables()["svib/table2"]
+    found = resolve(table, SCALES["paper"], seeds=None, fill=False, cache=tmp_path)
+    for cell in found.cells:
+        jobs = [found.evaluations[key] for key in cell.evaluations]
+        assert len({e.pretraining for e in jobs}) == 1
+        protocols = [protocol_of(e) for e in jobs]
+        if jobs[0].variant.startswith("semisup"):
+            assert [(e.seed, p.seed) for e, p in zip(jobs, protocols, strict=True)] == [
+                (n, n) for n in range(5)
+            ]
+            assert len({fingerprint(p) for p in protocols}) == 5
+        else:  # a network that classifies by itself has nothing to repeat
+            assert jobs[0].variant == "classifier:center_crop" and len(jobs) == 1
+    assert {p.seed for p in found.pretrainings.values()} == {0}
+
+
+def test_a_job_carries_the_protocol_that_its_key_names(tmp_path):
+    table = all_tables()["svib/table2"]
+    found = resolve(table, SCALES["demo"], seeds=2, fill=False, cache=tmp_path)
+    for key, e in found.evaluations.items():
+        p = found.pretrainings[e.pretraining]
+        assert fingerprint(recipe_of(p), protocol_of(e), p.seed) == key
+
+
+def test_a_row_may_have_its_own_metric(tmp_path):
+    table = all_tables()["svib/table2"]
+    found = resolve(table, SCALES["demo"], seeds=1, fill=False, cache=tmp_path)
+    metrics = {(table.rows[jobs.cell.row].label, jobs.metric) for jobs in found.cells}
+    assert ("Pseudolabels (Zhai et al., 2019)", "classifier_top5") in metrics
+    assert ("SVIB (Ours)", "semisup_top5") in metrics
+
+
+def test_every_row_of_a_paper_plans_a_run(tmp_path):
+    for name, table in all_tables().items():
+        found = resolve(table, SCALES["paper"], seeds=1, fill=False, cache=tmp_path)
+        assert {jobs.cell.row for jobs in found.cells} == set(range(len(table.rows))), name
+
+
+def test_epochs_of_a_row_win_over_those_of_its_column(tmp_path):
+    table = all_tables()["imsvd/table2"]
+    found = resolve(table, SCALES["paper"], seeds=1, fill=False, cache=tmp_path)
+    epochs = {p.recipe.partition(":")[0]: p.epochs for p in found.pretrainings.values()}
+    assert (epochs["npid"], epochs["swav"], epochs["imsvd"]) == (200, 800, 1000)
+
+
+def test_byol_is_pretrained_by_the_settings_for_its_epochs(tmp_path):
+    table = all_tables()["imsvd/table1"]
+    found = resolve(table, SCALES["paper"], seeds=1, fill=False, cache=tmp_path)
+    recipes = [recipe_of(p) for p in found.pretrainings.values() if p.key.startswith("byol")]
+    assert sorted((r.epochs, r.optim.lr) for r in recipes) == [
+        (100, 0.45),
+        (200, 0.3),
+        (400, 0.3),
+        (800, 0.2),
+        (1000, 0.2),
+    ]
 
 
 def test_vits_take_the_linear_protocol_of_vits(tmp_path):

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from harness import registry
 from harness.errors import UserError
 from results.catalog import all_tables, find_cell, find_tables
 from results.table import Published
@@ -52,6 +53,71 @@ def test_imsvd_table_2_carries_both_lines_of_the_paper():
     ]
 
 
+def test_svib_table_2_carries_the_eleven_rows_of_the_paper():
+    rows = numbers("svib/table2")
+    # top-1 of 1 % and of 10 %, top-5 of both
+    assert rows == {
+        "Random (Wu et al., 2018), ResNet-50, -": ("-", "-", "22.0", "59.0"),
+        "Supervised baseline (Zhai et al., 2019), ResNet-50, -": ("-", "-", "48.4", "80.4"),
+        "Pseudolabels (Zhai et al., 2019), ResNet-50v2, -": ("-", "-", "51.6", "82.4"),
+        "S4LRotation (Zhai et al., 2019), ResNet-50v2, -": ("-", "-", "53.4", "83.8"),
+        "PIRL (Misra & van der Maaten, 2020), ResNet-50, 800": ("30.7", "60.4", "57.2", "83.8"),
+        "SimCLR (Chen et al., 2020), ResNet-50-MLP, 1000": ("48.3", "65.6", "75.5", "87.8"),
+        "DINO (Caron et al., 2021), ResNet-50-MLP, 800": ("52.9*", "66.6*", "77.5*", "87.6*"),
+        "BYOL (Grill et al., 2020), ResNet-50-MLPbig, 1000": ("53.2", "68.8", "78.4", "89.0"),
+        "MoCov2 (Chen et al., 2020), ResNet-50-MLP, 800": ("52.4", "65.3", "78.4", "86.6"),
+        "SwAV (Caron et al., 2020), ResNet-50-MLP, 800": ("53.9", "70.2", "78.5", "89.9"),
+        "SVIB (Ours), ResNet-50-MLP, 300": ("55.9", "68.6", "78.6", "88.6"),
+    }
+    table = all_tables()["svib/table2"]
+    assert table.seeds == 5 and {column.repeats for column in table.columns} == {"evaluation"}
+
+
+def test_svib_table_3_carries_boxes_and_masks_of_four_systems():
+    rows = numbers("svib/table3")
+    assert len(rows) == 4
+    boxes = {label.partition(" ")[0]: row[:6] for label, row in rows.items()}
+    masks = {label.partition(" ")[0]: row[6:] for label, row in rows.items()}
+    assert boxes == {
+        "Supervised": ("38.9", "59.6", "42.0", "23.0", "42.9", "49.9"),
+        "MoCo": ("39.2", "59.9", "42.7", "23.8", "42.7", "50.0"),
+        "BYOL": ("39.9", "60.2", "43.2", "23.3", "43.2", "52.8"),
+        "SVIB": ("40.0", "61.7", "43.4", "24.8", "43.9", "50.4"),
+    }
+    assert masks == {
+        "Supervised": ("35.4", "56.5", "38.1", "17.5", "38.2", "51.3"),
+        "MoCo": ("35.7", "56.8", "38.1", "17.8", "38.1", "50.5"),
+        "BYOL": ("-",) * 6,
+        "SVIB": ("36.7", "58.6", "39.1", "18.4", "39.8", "51.8"),
+    }
+
+
+def test_imsvd_table_3_carries_six_systems_over_three_data_sets():
+    rows = numbers("imsvd/table3")
+    assert rows == {
+        "Sup.": ("38.2", "58.2", "41.2", "33.3", "54.7", "35.2", "87.5", "53.2"),
+        "MoCo-v2": ("39.3", "58.9", "42.5", "34.4", "55.8", "36.5", "86.4", "51.8"),
+        "SwAV": ("38.4", "58.6", "41.3", "33.8", "55.2", "35.9", "86.4", "52.8"),
+        "SimSiam": ("39.2", "59.3", "42.1", "34.4", "56.0", "36.7", "-", "-"),
+        "BT": ("39.2", "59.0", "42.5", "34.3", "56.0", "36.5", "86.2", "54.1"),
+        "IMSVD (Ours)": ("39.3", "59.1", "42.6", "34.4", "55.8", "36.6", "86.5", "54.8"),
+    }
+
+
+def test_no_row_is_only_quoted():
+    for table in all_tables().values():
+        assert [row.label for row in table.rows if row.reason] == []
+
+
+def test_the_learning_check_has_a_row_for_every_method_and_the_quick_one_for_five():
+    tables = all_tables()
+    methods = {row.recipe.partition(":")[0] for row in tables["learning"].rows}
+    assert methods == set(registry.names("method"))
+    assert tables["learning"].rows[0] == tables["quick"].rows[0]
+    assert tables["learning"].rows[0].recipe == "untrained:RESNET50"
+    assert len(tables["quick"].rows) == 6
+
+
 def test_a_footnote_mark_is_no_part_of_the_number():
     assert (Published("71.1†").value, Published("71.1†").marks) == (71.1, "†")
     assert (Published("74.1 *").value, Published("74.1 *").marks) == (74.1, "*")
@@ -60,13 +126,14 @@ def test_a_footnote_mark_is_no_part_of_the_number():
 
 def test_cells_that_the_paper_leaves_empty_run_only_on_request():
     table = all_tables()["imsvd/table1"]
-    assert len(list(table.wanted())) == 2 + 3 + 5
-    assert len(list(table.wanted(fill=True))) == 15
+    assert len(list(table.wanted())) == 34
+    assert len(list(table.wanted(fill=True))) == 50
 
 
 def test_table1_means_table_1_of_both_papers():
-    assert [table.name for table in find_tables(("table1",))] == ["svib/table1", "imsvd/table1"]
-
+    for name in ("table1", "table2", "table3"):
+        both = [f"svib/{name}", f"imsvd/{name}"]
+        assert [table.name for table in find_tables((name,))] == both
     both = [table.name for table in find_tables(("svib/table1", "table1"))]
     assert both == ["svib/table1", "imsvd/table1"]
 
