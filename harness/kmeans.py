@@ -13,8 +13,7 @@ a copy of the rows, 4 * rows * width bytes (656 MB), and the centroids of its ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import faiss
@@ -73,7 +72,8 @@ def kmeans(
     runs = [_Run(i, j, k) for i, k in enumerate(clusters) for j in range(restarts)]
     objectives = torch.zeros(len(clusters), restarts, dtype=torch.float64, device=dist.device())
     found: dict[_Run, np.ndarray] = {}
-    with _all_threads():
+    work = 2.0 * x.size * sum(clusters) * iterations * restarts / dist.world()
+    with threadpool_limits(threads(work)):
         for run in shares(runs, dist.world())[dist.rank()]:
             objective, found[run] = _train(x, run, seed, iterations)
             objectives[run.problem, run.restart] = objective
@@ -103,11 +103,13 @@ def shares(runs: Sequence[_Run], processes: int) -> list[list[_Run]]:
     return mine
 
 
-@contextmanager
-def _all_threads() -> Iterator[None]:
-    """Give faiss this process's share of the cores: torchrun leaves each process one thread."""
-    with threadpool_limits(cores_per_process()):
-        yield
+def threads(operations: float) -> int:
+    """One per 20 seconds of work, and at most this process's share of the cores.
+
+    torchrun leaves each process one, far too few for ImageNet. On a busy machine threads that wait
+    for each other are many times slower than one, which small problems don't need to risk.
+    """
+    return min(cores_per_process(), 1 + int(operations / 1e12))
 
 
 def _index(width: int) -> Any:

@@ -129,8 +129,7 @@ def small_method(images: int = 24) -> LocalAggregation:
     return LocalAggregation(config, backbone, images).double()
 
 
-def test_clusters_are_found_after_the_first_epochs_and_not_after_the_last(monkeypatch):
-    monkeypatch.setattr("harness.kmeans.cores_per_process", lambda: 1)
+def test_clusters_are_found_after_the_first_epochs_and_not_after_the_last():
     method = small_method()
     nothing = TrainImages(lambda n: iter(()), lambda: iter(()))
     own = method.assignments.clone()

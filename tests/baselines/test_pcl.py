@@ -146,9 +146,7 @@ def images(rank: int, world: int) -> TrainImages:
 def trained(rank: int, world: int) -> dict[str, torch.Tensor]:
     """Buffers after a clustering, then terms and gradients of eight images."""
     method = small_method()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.kmeans.cores_per_process", lambda: 1)
-        method.after_epoch(Progress(2.0, 5), images(rank, world))
+    method.after_epoch(Progress(2.0, 5), images(rank, world))
     buffers = {f"buffer {n}": b.clone() for n, b in method.clusterings.named_buffers()}
     dist.sync_batchnorm(method)
     places = torch.tensor([3, 1, 17, 9, 4, 12, 0, 8])[rank::world]
@@ -175,8 +173,7 @@ def test_clusters_loss_and_gradients_are_the_same_on_two_processes(tmp_path):
             torch.testing.assert_close(rank[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_prototypes_come_with_the_end_of_the_warm_up_and_not_after_the_last_epoch(monkeypatch):
-    monkeypatch.setattr("harness.kmeans.cores_per_process", lambda: 1)
+def test_prototypes_come_with_the_end_of_the_warm_up_and_not_after_the_last_epoch():
     method = small_method()
     for epoch in (1.0, 5.0):
         method.after_epoch(Progress(epoch, 5), images(0, 1))

@@ -4,14 +4,9 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from harness.errors import UserError
-from harness.kmeans import _Run, kmeans, shares
+from harness.kmeans import _Run, kmeans, shares, threads
 from tests.gloo import run_on
 from tests.golden.inputs import waves
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setattr("harness.kmeans.cores_per_process", lambda: 1)
 
 
 def blobs(clusters: int, each: int, width: int) -> torch.Tensor:
@@ -60,11 +55,16 @@ def test_one_k_several_times_gives_different_clusterings_and_a_seed_the_same_one
 def test_the_number_of_threads_changes_nothing(monkeypatch):
     rows = F.normalize(torch.randn(5000, 24, generator=torch.Generator().manual_seed(0)), dim=1)
     results = []
-    for cores in (1, 3):
-        monkeypatch.setattr("harness.kmeans.cores_per_process", lambda cores=cores: cores)
-        results.append(kmeans(rows, [200], seed=1, iterations=10)[0])
+    for count in (1, 3):
+        monkeypatch.setattr("harness.kmeans.threads", lambda operations, count=count: count)
+        results.append(kmeans(rows, [200], seed=1, iterations=5)[0])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+def test_small_problems_take_one_thread_and_large_ones_all_cores(monkeypatch):
+    monkeypatch.setattr("harness.kmeans.cores_per_process", lambda: 6)
+    assert [threads(work) for work in (1e9, 3.5e12, 1e15)] == [1, 4, 6]
 
 
 def test_as_many_clusters_as_rows_are_the_rows():
@@ -97,7 +97,6 @@ def clustered() -> list[torch.Tensor]:
     rows = F.normalize(waves(700, 8, phase=0.2), dim=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.kmeans._CHUNK", 128)
-        patch.setattr("harness.kmeans.cores_per_process", lambda: 1)
         found = kmeans(rows, [10, 30, 20], seed=4, restarts=3, iterations=10)
     return [tensor for clusters in found for tensor in clusters]
 
