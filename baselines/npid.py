@@ -33,17 +33,21 @@ class NPIDConfig(MethodConfig):
     temperature: float = 0.07  # tau
     # The paper has a proximal term instead (section 3.3); the code has this alone.
     bank_momentum: float = 0.5
+    # Batch norm before the unit sphere, for small scales only: where the bank is renewed every few
+    # dozen steps, whole batches flee their old rows along one direction instead of spreading.
+    centred: bool = False
 
     def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """NPID around `backbone`, with a row of memory per training image."""
         return NPID(self, backbone, training.images)
 
     def scaled(self, scale: Scale) -> Self:
-        """A narrower embedding and fewer negatives."""
+        """A narrower, centred embedding and fewer negatives."""
         return replace(
             self,
             width=min(self.width, scale.width),
             negatives=min(self.negatives, scale.prototypes),
+            centred=True,
         )
 
 
@@ -59,7 +63,11 @@ class NPID(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp((backbone.dim, config.width), last_bias=True)
+        self.projector = mlp(
+            (backbone.dim, config.width),
+            last_bias=True,
+            last_norm="plain" if config.centred else "none",
+        )
         self.memory = MemoryBank(images, config.width)
         self.register_buffer("normaliser", torch.ones(()))
         self._seen: tuple[Tensor, Tensor] | None = None  # indices and embeddings of the step

@@ -38,18 +38,22 @@ class PIRLConfig(MethodConfig):
     patch_weight: float = 0.5  # lambda; 1 - lambda for the image
     bank_momentum: float = 0.5
     batch_norm_group: int | None = 32  # images of a GPU in the authors' runs; None: all
+    # Batch norm before the unit sphere, for small scales only: where the bank is renewed every few
+    # dozen steps, whole batches flee their old rows along one direction instead of spreading.
+    centred: bool = False
 
     def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """PIRL around `backbone`, with a row of memory per training image."""
         return PIRL(self, backbone, training.images)
 
     def scaled(self, scale: Scale) -> Self:
-        """Narrower heads and fewer negatives."""
+        """Narrower heads, centred embeddings and fewer negatives."""
         return replace(
             self,
             width=min(self.width, scale.width),
             hidden=self.hidden and min(self.hidden, scale.width),
             negatives=min(self.negatives, scale.prototypes),
+            centred=True,
         )
 
 
@@ -70,11 +74,13 @@ class PIRL(Method):
         self.backbone = backbone
         hidden = () if config.hidden is None else (config.hidden,)
         widths = (backbone.dim, *hidden, config.width)
-        self.image_head = mlp(widths, hidden_norm=False, last_bias=True)
+        norm = "plain" if config.centred else "none"
+        self.image_head = mlp(widths, hidden_norm=False, last_bias=True, last_norm=norm)
         self.patch_head = nn.Sequential(mlp(widths, hidden_norm=False, last_bias=True))
         if hidden:  # the code rectifies a patch's embedding, but not an image's
             self.patch_head.append(nn.ReLU(inplace=True))
-        self.join = nn.Linear(config.patches * config.width, config.width)
+        joined = (config.patches * config.width, config.width)
+        self.join = mlp(joined, last_bias=True, last_norm=norm)
         self.memory = MemoryBank(images, config.width)
         self.memory.rows.copy_(F.normalize(self.memory.rows, dim=1))
         self.register_buffer("normaliser", torch.ones(()))

@@ -11,6 +11,7 @@ from harness.loader import Batch
 from harness.nce import nce, partition
 from harness.optim import learning_rate
 from harness.recipe import Progress, TrainingSize
+from harness.scale import SCALES, scale_recipe
 from tests.golden import losses_of
 from tests.golden.inputs import waves
 
@@ -94,6 +95,15 @@ def test_a_turn_of_bank_and_embeddings_changes_nothing():
         batch = batch_of(waves(4, 6, phase=0.1) @ matrix, [0, 3, 5, 8])
         losses.append(method.losses(batch, Progress(0.0, 10))["NCE"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_small_scales_centre_the_embedding_and_the_papers_does_not():
+    scaled = scale_recipe(RESNET50, SCALES["demo"]).method
+    assert scaled.centred and not RESNET50.method.centred
+    trunk = nn.Identity()
+    trunk.dim = 6
+    z = scaled.build(trunk, TrainingSize(9, 3)).double().projector(waves(4, 6, phase=0.1))
+    torch.testing.assert_close(z.mean(dim=0), torch.zeros(128).double())
 
 
 def test_defaults_are_the_papers():

@@ -11,6 +11,7 @@ from harness.batchnorm import set_batchnorm
 from harness.loader import Batch
 from harness.optim import learning_rate
 from harness.recipe import Progress, TrainingSize
+from harness.scale import SCALES, scale_recipe
 from tests.golden import losses_of
 from tests.golden.inputs import waves
 
@@ -127,6 +128,18 @@ def test_batch_norm_takes_the_patches_of_a_groups_images_together():
         group = patches[start::2]
         deviation = (group.var(dim=(0, 1), correction=0) + 1e-5).sqrt()
         torch.testing.assert_close(found[start::2], (group - group.mean(dim=(0, 1))) / deviation)
+
+
+def test_small_scales_centre_the_embeddings_and_the_papers_does_not():
+    scaled = scale_recipe(RESNET50, SCALES["demo"]).method
+    assert scaled.centred and not RESNET50.method.centred
+    method = on_features(scaled, 9, 6)
+    embeddings = (
+        method.image_head(waves(4, 6, phase=0.1)),
+        method.embed_patches(waves(4, 9, 6, phase=0.1)),
+    )
+    for z in embeddings:
+        torch.testing.assert_close(z.mean(dim=0), torch.zeros(128).double())
 
 
 def test_defaults_are_the_papers():
