@@ -32,7 +32,7 @@ def tiny(recipe: Recipe, dataset: str) -> Recipe:
     return replace(
         small,
         dataset=dataset,
-        views=shrink_views(small.views, {32: 16, 16: 8}),
+        views=shrink_views(small.views, {32: 16, 16: 8, 36: 18, 8: 4}),
         backbone=BackboneSpec(
             name=small.backbone.name, drop_path=0.2 if "vit" in small.backbone.name else 0.0
         ),
