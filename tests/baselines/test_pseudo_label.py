@@ -82,7 +82,7 @@ def test_other_epochs_change_nothing(epoch, epochs):
 
 def relabelled() -> dict[str, torch.Tensor]:
     """The state after the first phase; each process's generator is its own, as in training."""
-    method = build()
+    method = build().to(memory_format=torch.channels_last)
     torch.manual_seed(7 + dist.rank())
     method.after_epoch(Progress(float(FIRST), 120), train_images())
     return dict(method.state_dict())
