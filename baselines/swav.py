@@ -47,13 +47,19 @@ class SwAVConfig(MethodConfig):
         return SwAV(self, backbone, training)
 
     def scaled(self, scale: Scale) -> Self:
-        """Fewer prototypes, a narrower head, a shorter queue that starts as early in the run."""
+        """Fewer prototypes, a narrower head, a shorter queue that starts as early in the run.
+
+        Small batches leave assignments soft, and the network follows them into one point (a loss
+        of log K). Against that the code's README has a smaller epsilon and prototypes that are
+        frozen at first: for an epoch, however few there are. They are also fewer than the images
+        of a few steps, as in the paper.
+        """
         *hidden, last = self.projector
         return replace(
             self,
             projector=(*(min(w, scale.width) for w in hidden), min(last, scale.width // 4)),
-            prototypes=min(self.prototypes, scale.prototypes),
-            frozen_epochs=self.frozen_epochs * scale.epoch_factor,
+            prototypes=min(self.prototypes, scale.prototypes // 4),
+            epsilon=min(self.epsilon, 0.01),
             queue=min(self.queue, scale.prototypes),
             queue_epochs=math.ceil(self.queue_epochs * scale.epoch_factor),
         )

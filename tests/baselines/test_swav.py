@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,7 +208,8 @@ def test_recipes_are_the_authors_runs():
     assert (VIT_SMALL.epochs, VIT_SMALL.optim.weight_decay) == (300, 0.05)
 
 
-def test_small_scales_start_the_queue_as_early_in_the_run():
-    method = scale_recipe(replace(RESNET50_256, epochs=200), SCALES["cifar10-mini"]).method
+def test_small_scales_sharpen_the_assignments_and_start_the_queue_as_early_in_the_run():
+    method = scale_recipe(RESNET50_256, SCALES["cifar10-mini"]).method
+    assert (method.prototypes, method.epsilon) == (256, 0.01)
     assert (method.queue, method.queue_epochs) == (1024, 2)
-    assert method.frozen_epochs == pytest.approx(0.1, rel=1e-3)
+    assert method.frozen_epochs == RESNET50_256.method.frozen_epochs
