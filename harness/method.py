@@ -36,7 +36,7 @@ class Method(nn.Module):
     batch_norm_group: int | None = None
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Weighted loss terms by name; the trainer minimises their sum.
+        """Weighted loss terms by name, the same names all run long; their sum is minimised.
 
         Args:
             batch: This process's share of a step's images: one (n, 3, H, W) tensor per view,
