@@ -14,7 +14,7 @@ from harness.backbone import Backbone
 from harness.heads import DINOProjector, Prototypes
 from harness.loader import Batch
 from harness.method import Method, TeacherMethod
-from harness.multicrop import cross_crop_entropy, forward_by_size
+from harness.multicrop import cross_crop_entropy, forward_crops
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
 from harness.scale import Scale
 
@@ -23,6 +23,7 @@ from harness.scale import Scale
 class DINOConfig(MethodConfig):
     """Hyper-parameters of DINO (paper, section 3; defaults of the released code)."""
 
+    version = 2
     has_teacher = True
 
     prototypes: int = 65536  # K
@@ -84,11 +85,11 @@ class DINO(TeacherMethod):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy of the teacher's two global crops with the student's others."""
         with torch.no_grad():
-            teacher = forward_by_size(self.teacher, batch.views[:2])
+            teacher = forward_crops(*self.teacher, batch.views[:2])
             mean = teacher.to(self.centre.dtype).mean(dim=(0, 1))
             self.batch_centre = dist.all_reduce_mean(mean)
         return dino_terms(
-            forward_by_size(self.student, batch.views),
+            forward_crops(self.backbone, self.head, batch.views),
             teacher,
             self.centre,
             student_temperature=self.config.student_temperature,

@@ -20,7 +20,7 @@ from harness.heads import mlp
 from harness.loader import Batch
 from harness.memory import Queue
 from harness.method import Method
-from harness.multicrop import cross_crop_entropy, forward_by_size
+from harness.multicrop import cross_crop_entropy, forward_crops
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
 from harness.scale import Scale
 from harness.sinkhorn import sinkhorn
@@ -75,7 +75,6 @@ class SwAV(Method):
     """
 
     queue: Queue | None
-
     batch_embeddings: Tensor  # this process's embeddings of the step, (2, n, d)
 
     def __init__(self, config: SwAVConfig, backbone: Backbone, training: TrainingSize) -> None:
@@ -91,9 +90,7 @@ class SwAV(Method):
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy of each global crop's assignments with all other crops' predictions."""
-        features = forward_by_size(self.backbone, batch.views)
-        # One batch norm over all crops, as in the code, whatever their sizes.
-        z = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        z = forward_crops(self.backbone, self.projector, batch.views)
         # Half precision would round cosines by up to .004, .08 in units of epsilon.
         with torch.autocast(z.device.type, enabled=False):
             z = F.normalize(z.float() if z.itemsize < 4 else z, dim=-1)

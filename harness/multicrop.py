@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def forward_by_size(module: nn.Module, views: list[Tensor]) -> Tensor:
-    """`module` on all views, one call per run of equal sizes, as DINO batches its crops.
+def forward_by_size(trunk: nn.Module, views: list[Tensor]) -> Tensor:
+    """`trunk` on all views, one call per run of equal sizes, as DINO batches its crops.
 
     Args:
-        module: Maps (m, 3, H, W) to (m, d), one row per image.
+        trunk: Maps (m, 3, H, W) to (m, dim), one row per image.
         views: V batches (n, 3, H_v, W_v), equal sizes next to each other.
 
     Returns:
-        (V, n, d), view by view.
+        (V, n, dim), view by view.
     """
     runs: list[list[Tensor]] = []
     for view in views:
@@ -23,8 +23,18 @@ def forward_by_size(module: nn.Module, views: list[Tensor]) -> Tensor:
             runs[-1].append(view)
         else:
             runs.append([view])
-    rows = torch.cat([module(torch.cat(run)) for run in runs])
+    rows = torch.cat([trunk(torch.cat(run)) for run in runs])
     return rows.unflatten(0, (len(views), -1))
+
+
+def forward_crops(trunk: nn.Module, head: nn.Module, views: list[Tensor]) -> Tensor:
+    """`head` of `trunk` on all views (V, n, d), the head in one call.
+
+    So batch norm sees crops of one size in the trunk and all crops together in the head, as in the
+    code of DINO (@7c446df, MultiCropWrapper) and SwAV.
+    """
+    features = forward_by_size(trunk, views)
+    return head(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
 
 def cross_crop_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:

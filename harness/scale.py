@@ -124,7 +124,7 @@ SCALES = {
         ),
         Scale(
             name="demo",
-            about="5,000 MNIST digits, tiny networks, a hundredth of the epochs: minutes on CPU",
+            about="5,000 MNIST digits, tiny networks, 1 in 200 epochs: minutes on CPU",
             dataset="mnist5k",
             image_size=32,
             crop_sizes=_CROPS,
@@ -134,7 +134,7 @@ SCALES = {
             teacher_optim=replace(_BRIEF_TEACHER, warmup_epochs=0.5),
             vit_optim=replace(_BRIEF, warmup_epochs=0.5),
             batch_size=128,
-            epoch_factor=0.01,
+            epoch_factor=0.005,
             teacher_momentum=_BRIEF_MOMENTUM,
             width=256,
             prototypes=256,

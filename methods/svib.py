@@ -24,7 +24,7 @@ from harness.backbone import Backbone
 from harness.heads import DINOProjector
 from harness.loader import Batch
 from harness.method import Method, TeacherMethod, TrainImages
-from harness.multicrop import cross_crop_entropy, forward_by_size
+from harness.multicrop import cross_crop_entropy, forward_crops
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
 from harness.scale import Scale
 
@@ -35,6 +35,7 @@ Bottleneck = Literal["means", "means_and_targets", "student"]
 class SVIBConfig(MethodConfig):
     """Hyper-parameters of SVIB (paper, section 4.1) and the switches of its Table 4."""
 
+    version = 2
     has_teacher = True
 
     means: int = 65536  # K, components of the mixture
@@ -92,8 +93,8 @@ class SVIB(TeacherMethod):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """CE and KL; the teacher sees the two global views, the student all ("following DINO")."""
         with torch.no_grad():
-            teacher = forward_by_size(self.teacher, batch.views[:2])
-        student = forward_by_size(self.student, batch.views)
+            teacher = forward_crops(*self.teacher, batch.views[:2])
+        student = forward_crops(self.backbone, self.head, batch.views)
         beta = self.config.beta_at(progress.fraction) if self.config.information_bottleneck else 0.0
         return svib_terms(
             student,

@@ -53,10 +53,10 @@ def test_with_imagenet_the_default_scale_is_the_papers(tmp_path, capsys, monkeyp
     assert "**Scale: paper**" in capsys.readouterr().out
 
 
-def test_the_plan_of_both_tables_has_48_pretrainings_and_60_evaluations(tmp_path, capsys):
+def test_the_plan_of_both_tables_has_38_pretrainings_and_52_evaluations(tmp_path, capsys):
     assert run(tmp_path, "table1", "--scale", "demo", "--plan", "--cluster", "local") == 0
     assert capsys.readouterr().out.startswith(
-        "108 jobs to run: 48 pretrainings, 60 evaluations; 0 evaluations are recorded"
+        "90 jobs to run: 38 pretrainings, 52 evaluations; 0 evaluations are recorded"
     )
     assert not (tmp_path / "records").exists()
 

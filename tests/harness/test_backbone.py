@@ -8,7 +8,7 @@ from torch import nn
 from harness.backbone import BACKBONES, build_backbone
 from harness.errors import UserError
 from harness.layouts import detect_arch, image_size
-from harness.multicrop import forward_by_size
+from harness.multicrop import forward_by_size, forward_crops
 from harness.recipe import BackboneSpec, Reading
 from harness.resnets import SameConv2d, SameMaxPool2d
 
@@ -179,6 +179,16 @@ def test_crops_of_one_size_go_through_in_one_call():
     assert calls == [(4, 3, 8, 8), (6, 3, 4, 4)]
     assert rows.shape == (5, 2, 3)
     assert rows[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_heads_batch_norm_sees_crops_of_all_sizes_together():
+    class Mean(torch.nn.Module):
+        def forward(self, images):
+            return images.mean(dim=(2, 3))
+
+    views = [torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 4, 4)]
+    rows = forward_crops(Mean(), torch.nn.BatchNorm1d(3, eps=1e-12), views)
+    assert rows[:, 0, 0].tolist() == pytest.approx([-1, 1])  # each size by itself would give 0
 
 
 def test_unknown_and_unfit_settings_are_refused():
