@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from harness.errors import UserError
 from harness.protocol import EvalProtocol
-from harness.recipe import BackboneSpec, Optim, Recipe
+from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe
 from harness.views import shrink_views
 
 
@@ -162,16 +162,25 @@ def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:
     few_labels = 0 < recipe.labelled < 100
     global_views = tuple(v for v in recipe.views if v.size != LOCAL)
     local_views = tuple(v for v in recipe.views if v.size == LOCAL)[: scale.local_crops]
+    method = recipe.method.scaled(scale)
     return replace(
         recipe,
-        method=recipe.method.scaled(scale),
+        method=method,
         views=shrink_views(global_views + local_views, scale.crop_sizes),
         backbone=BackboneSpec(name=name),
-        epochs=math.ceil(recipe.epochs * scale.epoch_factor),
+        epochs=_epochs(recipe, method, scale),
         batch_size=scale.batch_size // (FEW_LABELS if few_labels else 1),
         optim=at_few_labels(_optim(recipe, scale)) if few_labels else _optim(recipe, scale),
         dataset=scale.dataset,
     )
+
+
+def _epochs(recipe: Recipe, scaled: MethodConfig, scale: Scale) -> int:
+    """Where there is a first phase, both phases have at least one epoch."""
+    before, after = recipe.method.first_phase(), scaled.first_phase()
+    if before is None or after is None:
+        return math.ceil(recipe.epochs * scale.epoch_factor)
+    return after.epochs + math.ceil((recipe.epochs - before.epochs) * scale.epoch_factor)
 
 
 def at_few_labels(optim: Optim) -> Optim:

@@ -1,6 +1,6 @@
 import pytest
 
-from baselines import dino, vicreg
+from baselines import dino, pseudo_label, vicreg
 from harness.errors import UserError
 from harness.scale import SCALES, find_scale, scale_recipe
 from harness.views import IMAGENET_PIXELS
@@ -37,6 +37,11 @@ def test_zero_epochs_stay_zero_and_one_never_becomes_none():
     for epochs, expected in ((0, 0), (1, 1), (100, 1), (300, 2), (1000, 5)):
         recipe = replace(vicreg.RESNET50, epochs=epochs)
         assert scale_recipe(recipe, SCALES["demo"]).epochs == expected
+
+
+def test_a_run_of_two_phases_keeps_both():
+    small = scale_recipe(pseudo_label.RESNET50V2_1, SCALES["demo"])
+    assert (small.method.first.epochs, small.epochs) == (1, 2)
 
 
 def test_no_crop_of_a_small_image_is_less_than_a_fifth_of_it():
