@@ -195,6 +195,8 @@ def _note(table: Table, results: Sequence[CellResult]) -> str:
         return reason
     missing = [r for r in results if r.wanted and not r.values]
     names = ", ".join(table.columns[r.cell.column].label for r in missing)
+    if missing and not any(r.values for r in results):
+        return "not run"
     return f"not run: {names}" if missing else ""
 
 
