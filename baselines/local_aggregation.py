@@ -44,6 +44,7 @@ class LocalAggregationConfig(MethodConfig):
     clustering_iterations: int = 20
     first_epochs: int = 10  # of instance discrimination, at least 1
     negatives: int = 4096  # per image, in those
+    centred: bool = False  # batch norm before the unit sphere, for small scales only: see NPID
 
     def build(self, backbone: Backbone, training: TrainingSize) -> Method:
         """Local Aggregation around `backbone`, with a row of memory per training image.
@@ -59,7 +60,7 @@ class LocalAggregationConfig(MethodConfig):
         return LocalAggregation(self, backbone, training.images)
 
     def scaled(self, scale: Scale) -> Self:
-        """A narrower embedding, fewer clusters of about as many images, a smaller background."""
+        """A narrower, centred embedding, fewer and smaller clusters, a smaller background."""
         return replace(
             self,
             width=min(self.width, scale.width),
@@ -67,6 +68,7 @@ class LocalAggregationConfig(MethodConfig):
             clusters=min(self.clusters, scale.prototypes),
             first_epochs=max(1, round(self.first_epochs * scale.epoch_factor)),
             negatives=min(self.negatives, scale.prototypes),
+            centred=True,
         )
 
 
@@ -87,7 +89,11 @@ class LocalAggregation(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = mlp((backbone.dim, config.width), last_bias=True)
+        self.projector = mlp(
+            (backbone.dim, config.width),
+            last_bias=True,
+            last_norm="plain" if config.centred else "none",
+        )
         self.memory = MemoryBank(images, config.width)
         # As in the code, every image is a cluster of its own until the first k-means.
         own = torch.arange(images, dtype=torch.int32)[:, None].repeat(1, config.clusterings)
