@@ -45,6 +45,11 @@ class Bundle:
         return digest.hexdigest()
 
 
+def has_cifar10(folder: Path) -> bool:
+    """Whether CIFAR-10's original batches lie in a folder."""
+    return any((folder / f"cifar-10-batches-{kind}").is_dir() for kind in ("bin", "py"))
+
+
 def read_cifar10(folder: Path, split: str) -> Bundle | None:
     """A split of CIFAR-10 from its original batches, or None where `folder` has none.
 

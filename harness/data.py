@@ -12,16 +12,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from harness import bundles, draws, voc
 from harness.errors import UserError
 from harness.folders import Listing, decode, list_split
 from harness.pixelcache import cached_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Split = Literal["train", "val"]
 NAMES = ("imagenet", "cifar10", "mnist5k", "places205", "voc07")
@@ -131,7 +132,7 @@ def _first_drawn(data: ImageSet, count: int) -> ImageSet:
         name=f"{data.name}@{count}",
         labels=data.labels[rows],
         checksum=checksum,
-        images=None if data.images is None else data.images[torch.from_numpy(rows)],
+        images=None if data.images is None else data.images[_tensor(rows)],
         listing=data.listing and replace(data.listing, paths=data.listing.paths[rows]),
     )
 
@@ -179,11 +180,36 @@ def find_folder(dataset: str, wanted: Sequence[str], advice: str) -> Path:
     )
 
 
-def list_folders(data: ImageSet) -> list[Path]:
-    """Where lists of a data set's images are looked for: below DATA_ROOT and beside train/."""
-    folders = [] if data.listing is None else [data.listing.folder.parent]
+def locate(dataset: str) -> Path | None:
+    """Folder that a data set's splits are read from; None for one that comes in a package.
+
+    Raises:
+        UserError: It isn't there; the text says what was looked for, where, and how to get it.
+    """
+    name, at, count = dataset.rpartition("@")
+    if at and count.isdigit():
+        return locate(name)
+    if dataset == "mnist5k":
+        return None
+    if dataset == "voc07":
+        return voc.find_voc07(_data_root(dataset))
+    if dataset == "cifar10":
+        root = _data_root(dataset)
+        places = (root / dataset, root)
+        return next((p for p in places if bundles.has_cifar10(p)), root / dataset)
+    return _find_named(dataset) if dataset in NAMES else _find_folder(dataset)
+
+
+def list_folders(name: str, folder: Path | None) -> list[Path]:
+    """Where lists of a data set's images are looked for: below DATA_ROOT and beside train/.
+
+    Args:
+        name: Of the data set.
+        folder: Of its splits; None where it doesn't consist of files.
+    """
+    folders = [] if folder is None else [folder]
     if os.environ.get("DATA_ROOT"):
-        root = _data_root(data.name)
+        root = _data_root(name)
         folders = [root / "imagenet_subsets", root / "imagenet", *folders]
     return list(dict.fromkeys(folders))
 
@@ -254,8 +280,14 @@ def _open_cifar10(split: Split) -> ImageSet:
         classes=listing.classes,
         labels=listing.labels,
         checksum=listing.checksum,
-        images=torch.from_numpy(pixels),
+        images=_tensor(pixels),
     )
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    import torch  # here, so that data sets can be looked for without it
+
+    return torch.from_numpy(array)
 
 
 def _open_mnist5k(split: Split) -> ImageSet:
@@ -269,5 +301,5 @@ def _from_bundle(name: str, split: Split, bundle: bundles.Bundle) -> ImageSet:
         classes=list(bundle.classes),
         labels=bundle.labels,
         checksum=bundle.checksum(),
-        images=torch.from_numpy(bundle.pixels),
+        images=_tensor(bundle.pixels),
     )

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import dist
 from harness.errors import UserError
 from harness.files import cache_folder, load_array, save_array
-from harness.progress import say
 
 PIECE = 16_384  # images: 134 MB of ResNet-50's features
 _DEFAULT_GB = 50.0
@@ -54,6 +52,8 @@ class FeatureCache:
 
     def load(self, piece: int, share: slice) -> np.ndarray | None:
         """Rows `share` of a piece (a process's), whatever number of processes wrote it."""
+        from harness import dist
+
         if not limit_bytes():
             return None
         own = self._path(piece, dist.rank(), dist.world())
@@ -71,6 +71,9 @@ class FeatureCache:
 
     def save(self, piece: int, rows: np.ndarray) -> None:
         """Keep this process's share of a piece, if the limit allows; a full disk does no harm."""
+        from harness import dist
+        from harness.progress import say
+
         if _size(self._folder) + rows.nbytes * dist.world() > limit_bytes():
             return
         try:
@@ -80,6 +83,8 @@ class FeatureCache:
 
     def touch(self) -> None:
         """Mark as just used, and remove what was longest unused beyond the limit."""
+        from harness import dist
+
         if self._folder.is_dir():
             os.utime(self._folder)
         if dist.is_main():

@@ -7,12 +7,14 @@ import os
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import simplejpeg
@@ -99,7 +101,18 @@ def _files(root: Path, name: str) -> list[tuple[str, int]]:
 
 
 def decode(path: Path) -> Tensor:
-    """Decode an image of any kind to RGB: uint8 (3, H, W).
+    """Decode an image of any kind to RGB: uint8 (3, H, W); see `decode_pixels`.
+
+    Raises:
+        UserError: The file is missing or cannot be decoded.
+    """
+    import torch
+
+    return torch.from_numpy(decode_pixels(path)).permute(2, 0, 1)
+
+
+def decode_pixels(path: Path) -> np.ndarray:
+    """Decode an image of any kind to RGB: uint8 (H, W, 3), without torch.
 
     By content, not by name: ImageNet has a PNG called .JPEG, and grayscale and CMYK JPEGs. EXIF
     orientation is ignored, as in the field's other loaders. The pixels are Pillow's to the last
@@ -113,9 +126,7 @@ def decode(path: Path) -> Tensor:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); restore the file.") from error
     pixels = _decode_jpeg(content) if content.startswith(_JPEG_START) else None
-    if pixels is None:
-        pixels = _decode_with_pillow(path, content)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return _decode_with_pillow(path, content) if pixels is None else pixels
 
 
 def _decode_jpeg(content: bytes) -> np.ndarray | None:

@@ -127,15 +127,21 @@ def _simclr(data: ImageSet, percent: float) -> Subset:
             f"SimCLR's lists name files of ImageNet and {data.name} has none; use --subset balanced"
         )
     wanted = SIMCLR_LISTS[percent]
-    names = _read(wanted, [folder / wanted.name for folder in list_folders(data)])
+    names = read_list(percent, list_folders(data.name, data.listing.folder.parent))
     indices = _positions(data, wanted, names)
     return _subset(data, indices, f"simclr {wanted.name}", wanted.sha256)
 
 
-def _read(wanted: _List, places: list[Path]) -> np.ndarray:
-    """The list's names, bytes (n,): of the first file with its checksum."""
+def read_list(percent: float, folders: list[Path]) -> np.ndarray:
+    """The names on SimCLR's list, bytes (n,): of the first file with its checksum.
+
+    Raises:
+        UserError: No folder has it; or only another file under its name.
+    """
+    wanted = SIMCLR_LISTS[percent]
     others = []
-    for path in places:
+    for folder in folders:
+        path = folder / wanted.name
         if path.is_file():
             content = path.read_bytes()
             found = hashlib.sha256(content).hexdigest()
@@ -149,7 +155,7 @@ def _read(wanted: _List, places: list[Path]) -> np.ndarray:
             f"other images; {_HOW_TO_GET}"
         )
     raise UserError(
-        f"SimCLR's list {wanted.name} is in none of {', '.join(str(p.parent) for p in places)}; "
+        f"SimCLR's list {wanted.name} is in none of {', '.join(map(str, folders))}; "
         f"{_HOW_TO_GET}, or use --subset balanced"
     )
 

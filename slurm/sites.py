@@ -49,6 +49,16 @@ def job_values(cluster: Cluster, job: Job) -> dict[str, Any]:
     return cluster.values("evaluate", job.variant)
 
 
+def requests(cluster: Cluster, jobs: Collection[Job]) -> list[tuple[str, dict[str, Any]]]:
+    """What is to be asked of a cluster for these jobs, each kind once: what for, and settings."""
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {}
+    for job in jobs:
+        kind = "pretraining" if isinstance(job, Pretraining) else "evaluation"
+        values = job_values(cluster, job)
+        wanted.setdefault(repr(values), (f"{kind} on cluster {cluster.name}", values))
+    return list(wanted.values())
+
+
 def find_site(args: Arguments, jobs: Collection[Job]) -> Site:
     """Where these jobs are to run; on a cluster after asking it whether each of them could.
 
@@ -73,12 +83,7 @@ def find_site(args: Arguments, jobs: Collection[Job]) -> Site:
 def _checked(cluster: Cluster, jobs: Collection[Job]) -> Site:
     """The cluster, with what its partitions bound; every kind of job is shown to SLURM once."""
     found = partitions.partitions()
-    wanted: dict[str, tuple[str, dict[str, Any]]] = {}
-    for job in jobs:
-        kind = "pretraining" if isinstance(job, Pretraining) else "evaluation"
-        values = job_values(cluster, job)
-        wanted.setdefault(repr(values), (f"{kind} on cluster {cluster.name}", values))
-    for where, values in wanted.values():
+    for where, values in requests(cluster, jobs):
         partitions.check(where, values, found)
     values = cluster.values("pretrain")
     total, gpu = partitions.cluster_gpus(found, values.get("partition", ""))
