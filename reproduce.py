@@ -16,7 +16,7 @@ T = TypeVar("T")
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 1 if a job failed, 2 for a wrong request."""
     argv = sys.argv[1:] if argv is None else argv
-    action = {"explain": _explain, "clean": _clean}.get(argv[0] if argv else "")
+    action = {"doctor": _doctor, "explain": _explain, "clean": _clean}.get(argv[0] if argv else "")
     try:
         return action(argv[1:]) if action else _tables(argv)
     except UserError as error:
@@ -43,6 +43,15 @@ def _parsed(kind: type[T], argv: list[str], name: str = "") -> T:
 def _tables(argv: list[str]) -> int:
     args = _parsed(Arguments, argv)
     from slurm.command import run
+
+    return run(args)
+
+
+def _doctor(argv: list[str]) -> int:
+    from slurm.arguments import Doctor
+
+    args = _parsed(Doctor, argv, "doctor")
+    from slurm.doctor import run
 
     return run(args)
 

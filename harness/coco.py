@@ -20,7 +20,7 @@ from harness.folders import decode
 if TYPE_CHECKING:
     from torch import Tensor
 
-_HOW_TO_GET = (
+HOW_TO_GET = (
     "download train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org and"
     " unpack them there"
 )
@@ -108,11 +108,29 @@ def open_coco(dataset: str, split: Split) -> CocoSplit:
     Raises:
         UserError: Something of it is missing or damaged.
     """
-    wanted = (f"{split}2017", f"annotations/instances_{split}2017.json")
-    folder = find_folder(dataset, wanted, _HOW_TO_GET)
-    images, annotations = (folder / part for part in wanted)
+    images, annotations = locate(dataset, split)
     stamp = annotations.stat()
     return _read(dataset, split, images, annotations, (stamp.st_mtime_ns, stamp.st_size))
+
+
+def is_coco(dataset: str) -> bool:
+    """Whether a data set is COCO, or a folder laid out like it."""
+    try:
+        find_folder(dataset, ("annotations",), HOW_TO_GET)
+    except UserError:
+        return dataset == "coco"
+    return True
+
+
+def locate(dataset: str, split: str) -> tuple[Path, Path]:
+    """Folder of the images and file of the annotations of a split.
+
+    Raises:
+        UserError: One of them isn't there.
+    """
+    wanted = (f"{split}2017", f"annotations/instances_{split}2017.json")
+    folder = find_folder(dataset, wanted, HOW_TO_GET)
+    return folder / wanted[0], folder / wanted[1]
 
 
 def open_coco_pair(dataset: str) -> tuple[CocoSplit, CocoSplit]:
@@ -184,6 +202,6 @@ def _checksum(content: bytes, images: Path, files: Sequence[bytes]) -> str:
     digest = hashlib.sha256(content)
     for name in sorted(files):
         if name not in sizes:
-            raise UserError(f"{images / os.fsdecode(name)} is missing; {_HOW_TO_GET}")
+            raise UserError(f"{images / os.fsdecode(name)} is missing; {HOW_TO_GET}")
         digest.update(name + f"\0{sizes[name]}\n".encode())
     return digest.hexdigest()

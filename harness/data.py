@@ -196,7 +196,7 @@ def locate(dataset: str) -> Path | None:
     if dataset == "cifar10":
         root = _data_root(dataset)
         places = (root / dataset, root)
-        return next((p for p in places if bundles.has_cifar10(p)), root / dataset)
+        return next((p for p in places if bundles.has_cifar10(p)), None) or _find_named(dataset)
     return _find_named(dataset) if dataset in NAMES else _find_folder(dataset)
 
 

@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError:
     simplejpeg = None
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _JPEG_START = b"\xff\xd8\xff"
 
 
@@ -95,7 +95,7 @@ def _files(root: Path, name: str) -> list[tuple[str, int]]:
                 relative = f"{current}/{entry.name}"
                 if entry.is_dir():
                     pending.append(relative)
-                elif entry.name.lower().endswith(_SUFFIXES):
+                elif entry.name.lower().endswith(SUFFIXES):
                     found.append((relative, entry.stat().st_size))
     return found
 

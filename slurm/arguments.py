@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 class Arguments:
     """Run what is missing of the papers' tables, then print them beside the papers' numbers.
 
-    Two other actions have their own --help: `explain A.json B.json` says why two records differ,
-    `clean` removes the features that evaluations keep on disk.
+    Other actions have their own --help: `doctor` checks beforehand all that tables need, `explain
+    A.json B.json` says why two records differ, `clean` removes the features that evaluations keep
+    on disk.
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]]
@@ -65,3 +66,35 @@ class Arguments:
 @dataclass(frozen=True, kw_only=True)
 class Clean:
     """Remove the features that evaluations keep on disk; records and checkpoints stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Check all that tables need (data, packages, GPUs, disk, earlier runs, SLURM) beforehand.
+
+    A line per check; the exit status is 0 when all is well and 1 when something would fail.
+    """
+
+    tables: tyro.conf.Positional[tuple[str, ...]] = ()
+    """svib/table1, imsvd/table2, …; by default every table."""
+    scale: str | None = None
+    """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
+    DATA_ROOT, else demo."""
+    cluster: str | None = None
+    """debug, local, or a section of slurm/clusters.toml; by default slurm where there is an sbatch,
+    else local."""
+    clusters: Path | None = None
+    """Your own file of the shape of slurm/clusters.toml, merged over it; by default the one that
+    SSL_CLUSTERS names."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting of clusters.toml, as in --set slurm.partition=debug; give it again for more."""
+    seeds: int | None = None
+    """Runs per cell; by default the table's or the scale's own number."""
+    fill: bool = False
+    """Also the cells that the paper leaves empty."""
+    runs: Path = ROOT / "runs"
+    """Folder of checkpoints and logs."""
+    records: Path = ROOT / "results" / "records"
+    """Folder of the records."""
+    json: bool = False
+    """Print one JSON object."""

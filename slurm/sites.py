@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,7 @@ def find_site(args: Arguments, jobs: Collection[Job]) -> Site:
     """
     sections = clusters.read_sections(own=args.clusters, changes=args.set)
     name = clusters.choose(args.cluster, sections, ask=bool(jobs))
-    for change in args.set:
-        if not change.startswith(f"{name}."):
-            raise UserError(f"--set {change} has no effect on cluster {name}; add --cluster.")
+    check_changes(args.set, name)
     if name == "debug":
         return Site(name=name, slots=1)
     if name in BUILT_IN:
@@ -78,6 +76,13 @@ def find_site(args: Arguments, jobs: Collection[Job]) -> Site:
         return Site(name=name, slots=at_once, gpus=int(places[0] is not None))
     cluster = clusters.find(name, sections)
     return _checked(cluster, jobs) if jobs else Site(name=name, slots=1, cluster=cluster)
+
+
+def check_changes(changes: Sequence[str], name: str) -> None:
+    """Refuse settings of the command line for another cluster than the one in use."""
+    for change in changes:
+        if not change.startswith(f"{name}."):
+            raise UserError(f"--set {change} has no effect on cluster {name}; add --cluster.")
 
 
 def _checked(cluster: Cluster, jobs: Collection[Job]) -> Site:
