@@ -14,6 +14,7 @@ from harness import featurecache
 from harness.errors import UserError
 from harness.files import cache_folder
 from harness.record import Record
+from slurm import ledger
 from slurm.checks import Check, Subject, passed, refused
 
 GB = 1e9
@@ -140,6 +141,16 @@ def check_checkpoints(subject: Subject) -> Iterator[Check]:
         if paths and not any(_has_named_checksum(path) for path in paths):
             lost += paths
     yield _judged("unfinished checkpoints", begun, lost)
+
+
+def check_failures(subject: Subject) -> Iterator[Check]:
+    """Jobs of this plan that failed the last time; they are tried again."""
+    wanted = {job.key for job in subject.plan.all_jobs}
+    failed = {key: why for key, why in ledger.failures(subject.runs).items() if key in wanted}
+    if failed:
+        key, reason = next(iter(failed.items()))
+        found = f"{len(failed)} jobs of this plan and are tried again, among them {key}: {reason}"
+        yield passed("earlier failures", found)
 
 
 def _judged(title: str, count: int, damaged: list[Path]) -> Check:

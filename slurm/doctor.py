@@ -18,8 +18,15 @@ from slurm import clusters
 from slurm.arguments import Doctor
 from slurm.check_cluster import check_limits, check_requests, find_place
 from slurm.check_data import check_data
-from slurm.check_files import check_checkpoints, check_folders, check_records, read_records
+from slurm.check_files import (
+    check_checkpoints,
+    check_failures,
+    check_folders,
+    check_records,
+    read_records,
+)
 from slurm.check_gpus import check_gpus
+from slurm.check_memory import check_memory
 from slurm.check_packages import check_packages
 from slurm.checks import Check, Subject
 from slurm.command import default_scale
@@ -69,9 +76,11 @@ def examine(args: Doctor, tables: list[Table], scale: Scale) -> Iterator[Check]:
         yield from check_requests(subject, site, nodes)
         yield from check_limits(subject, site)
     yield from check_gpus(subject, site)
+    yield from check_memory(subject, site)
     yield from check_folders(subject)
     yield from check_records(subject, damaged)
     yield from check_checkpoints(subject)
+    yield from check_failures(subject)
 
 
 def _resolved(args: Doctor, tables: list[Table], scale: Scale) -> list[Resolved]:

@@ -18,11 +18,12 @@ from harness.inventory import Published, order_of
 from harness.recipe import resolved
 from harness.record import Cost
 from harness.scale import find_scale
-from slurm import check_files, check_gpus, check_packages
+from slurm import check_files, check_gpus, check_memory, check_packages
 from slurm.check_cluster import check_limits, check_requests, find_place
 from slurm.check_data import check_data, check_dataset
 from slurm.checks import Subject, refused
 from slurm.clusters import read_sections
+from slurm.ledger import note_failure
 from slurm.plan import make_plan
 from slurm.sites import Site
 from tests.results import sample
@@ -422,6 +423,29 @@ def test_batches_on_a_cluster_divide_and_fit(slurm, tmp_path):
     assert check.mend == "raise nodes × gpus_per_node 2-fold in clusters.toml"
 
 
+# memory
+
+
+def test_neighbours_of_imagenet_need_memory_for_every_job_at_once(tmp_path, monkeypatch):
+    asked = subject(tmp_path, real("imsvd:RESNET50", "knn:imsvd"))
+    monkeypatch.setattr(check_memory, "this_machines_gb", lambda: 64.0)
+    (check,) = check_memory.check_memory(asked, HERE)
+    assert (check.ok, check.found) == (True, "knn:imsvd takes 50 GB, there are 64")
+    (check,) = check_memory.check_memory(asked, replace(HERE, slots=8))
+    assert (check.ok, check.mend) == (False, "use --jobs 1 or a machine with more memory")
+    linear = subject(tmp_path, real("imsvd:RESNET50", "linear:imsvd"))
+    assert list(check_memory.check_memory(linear, HERE)) == []
+
+
+def test_neighbours_on_a_cluster_need_their_mem_gb(slurm, tmp_path):
+    table = real("imsvd:RESNET50", "knn:imsvd")
+    for size, ok in ((64, True), (8, False)):
+        text = f"[slurm.evaluate]\nmem_gb = {size}\n"
+        site, _, _, asked = on_cluster(tmp_path, text, table)
+        (check,) = check_memory.check_memory(asked, site)
+        assert check.ok is ok
+
+
 # folders, records, checkpoints
 
 
@@ -498,6 +522,15 @@ def test_an_unfinished_run_needs_one_whole_checkpoint(tmp_path):
     check = list(check_files.check_checkpoints(asked))[1]
     assert not check.ok
     assert check.found.startswith("2 damaged")
+
+
+def test_earlier_failures_are_told_where_the_plan_has_the_job(tmp_path):
+    note_failure(tmp_path, "knn1", "ran out of memory")
+    note_failure(tmp_path, "another table's", "diverged")
+    (check,) = check_files.check_failures(subject(tmp_path))
+    assert check.ok
+    assert check.found.endswith("among them knn1: ran out of memory")
+    assert list(check_files.check_failures(subject(tmp_path / "new"))) == []
 
 
 # SLURM
