@@ -85,7 +85,7 @@ class DINO(TeacherMethod):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy of the teacher's two global crops with the student's others."""
         with torch.no_grad():
-            teacher = forward_crops(*self.teacher, batch.views[:2])
+            teacher = forward_crops(self.teacher[0], self.teacher[1], batch.views[:2])
             mean = teacher.to(self.centre.dtype).mean(dim=(0, 1))
             self.batch_centre = dist.all_reduce_mean(mean)
         return dino_terms(

@@ -155,7 +155,9 @@ def _resolve(precision: Precision) -> Precision:
         # Half-precision products are some sixty times slower than fp32 on most CPUs.
         return "fp32" if precision == "auto" else precision
     if precision == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # Older GPUs emulate bf16, slowly, and torch would count them in.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
     return precision
 
 

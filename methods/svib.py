@@ -93,7 +93,7 @@ class SVIB(TeacherMethod):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """CE and KL; the teacher sees the two global views, the student all ("following DINO")."""
         with torch.no_grad():
-            teacher = forward_crops(*self.teacher, batch.views[:2])
+            teacher = forward_crops(self.teacher[0], self.teacher[1], batch.views[:2])
         student = forward_crops(self.backbone, self.head, batch.views)
         beta = self.config.beta_at(progress.fraction) if self.config.information_bottleneck else 0.0
         return svib_terms(
