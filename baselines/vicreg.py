@@ -41,8 +41,10 @@ class VICRegConfig(MethodConfig):
         return TwinMethod(backbone, mlp((backbone.dim, *self.projector)), terms)
 
     def scaled(self, scale: Scale) -> Self:
-        """Narrower layers."""
-        return replace(self, projector=tuple(min(w, scale.width) for w in self.projector))
+        """Narrower layers, ablated ones in the same proportion."""
+        whole = type(self)().projector[-1]
+        widest = min(whole, scale.width)
+        return replace(self, projector=tuple(widest * w // whole for w in self.projector))
 
 
 def vicreg_terms(

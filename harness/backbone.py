@@ -26,6 +26,23 @@ class OwnClassifier(NamedTuple):
     bias: Tensor  # (classes,)
 
 
+class OwnProjector(NamedTuple):
+    """The projector that a trunk was trained with, where an evaluation reads its discrete output.
+
+    A tuple, so that it is no part of the trunk: not of its weights, its digest, its teacher.
+    """
+
+    layers: nn.Sequential  # as harness.heads.mlp makes it of …
+    widths: tuple[int, ...]  # … the trunk's width and the layers'
+    units: int  # values of each discrete variable
+    temperature: float  # of the softmax over them
+
+    def assignments(self, features: Tensor) -> Tensor:
+        """Soft assignments (n, variables, units) of features (n, dim); rows sum to 1."""
+        z = self.layers(features).float().unflatten(1, (-1, self.units))
+        return (z / self.temperature).softmax(dim=2)
+
+
 class Backbone(nn.Module):
     """A trunk without head: images in, one feature vector per image out.
 
@@ -38,6 +55,7 @@ class Backbone(nn.Module):
     pixels: Pixels = IMAGENET_PIXELS  # the normalisation it was trained with
     trunk: Any  # the library's nn.Module, whose attributes no type describes
     classifier: OwnClassifier | None = None  # of a network that classifies by itself
+    projector: OwnProjector | None = None  # of one whose discrete variables are looked at
 
     def __init__(self, spec: BackboneSpec, image_size: int) -> None:
         super().__init__()

@@ -31,6 +31,21 @@ def accuracy(hits: np.ndarray) -> Estimate:
     return Estimate(100 * share, low, high)
 
 
+def mean_share(shares: np.ndarray) -> Estimate:
+    """Mean share in percent, with its interval.
+
+    The mean of so many images drawn with replacement is normal, so nothing needs to be drawn.
+
+    Args:
+        shares: (n,) in [0, 1], one per image.
+    """
+    from scipy.stats import norm
+
+    mean, error = float(shares.mean()), float(shares.std()) / len(shares) ** 0.5
+    low, high = (mean + error * float(norm.ppf(q)) for q in _TAILS)
+    return Estimate(100 * mean, 100 * max(low, 0.0), 100 * min(high, 1.0))
+
+
 def interval(
     value: float, statistic: Callable[[np.ndarray], float], images: int, *, draws: int = 1000
 ) -> Estimate:

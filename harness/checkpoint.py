@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.backbone import Backbone, OwnClassifier, build_backbone
+from harness.backbone import Backbone, OwnClassifier, OwnProjector, build_backbone
 from harness.errors import UserError
 from harness.files import write_atomically
+from harness.heads import mlp
 from harness.recipe import BackboneSpec
 from harness.views import Pixels
 
@@ -81,7 +82,12 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def save_backbone(
-    backbone: Backbone, path: Path, *, classifier: nn.Linear | None = None, **info: Any
+    backbone: Backbone,
+    path: Path,
+    *,
+    classifier: nn.Linear | None = None,
+    projector: OwnProjector | None = None,
+    **info: Any,
 ) -> None:
     """Write a trunk with all that is needed to build it again.
 
@@ -89,6 +95,7 @@ def save_backbone(
         backbone: The trunk.
         path: Of the file, usually `backbone.pt`.
         classifier: The layer of classes that was trained on it, if one was.
+        projector: The projector that it was trained with, if an evaluation reads that.
         **info: Plain values about its training (recipe, seed, seconds).
     """
     state = {
@@ -97,22 +104,38 @@ def save_backbone(
         "image_size": backbone.image_size,
         "pixels": dataclasses.asdict(backbone.pixels),
         "info": info,
-        "state": {
-            name: value.contiguous().cpu() for name, value in backbone.trunk.state_dict().items()
-        },
+        "state": _on_cpu(backbone.trunk),
     }
+    # files without them stay byte for byte what they were
     if classifier is not None:
-        # files without one stay byte for byte what they were
-        state["classifier"] = {
-            name: value.detach().contiguous().cpu() for name, value in classifier.named_parameters()
-        }
+        state["classifier"] = _on_cpu(classifier)
+    if projector is not None:
+        settings = projector._asdict() | {"layers": _on_cpu(projector.layers)}
+        state["projector"] = settings
     write_atomically(path, to_bytes(state))
+
+
+def _on_cpu(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.contiguous().cpu() for name, value in module.state_dict().items()}
+
+
+def _projector(saved: dict[str, Any]) -> OwnProjector:
+    widths = tuple(saved["widths"])
+    with torch.device("meta"):  # its hundred million weights come from the file
+        layers = mlp(widths)
+    layers.load_state_dict(saved["layers"], assign=True)
+    return OwnProjector(
+        layers=layers.requires_grad_(False).eval(),
+        widths=widths,
+        units=saved["units"],
+        temperature=saved["temperature"],
+    )
 
 
 def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
     """A trunk that `save_backbone` wrote, in eval mode, and what is known of its training.
 
-    Its classifier, if it was written with one, is the trunk's attribute.
+    Its classifier and projector, if it was written with one, are the trunk's attributes.
 
     Raises:
         UserError: The file is not one of ours.
@@ -128,4 +151,6 @@ def load_backbone(path: Path) -> tuple[Backbone, dict[str, Any]]:
     backbone.pixels = Pixels(**{name: tuple(value) for name, value in saved["pixels"].items()})
     if "classifier" in saved:
         backbone.classifier = OwnClassifier(**saved["classifier"])
+    if "projector" in saved:
+        backbone.projector = _projector(saved["projector"])
     return backbone.eval(), saved["info"]

@@ -117,6 +117,11 @@ def _run(command: Command, protocols: Sequence[EvalProtocol]) -> list[tuple[Reco
             family=command.family,
         )
         say(info.report())
+        if info.training.get("diverged"):
+            raise UserError(
+                f"{command.ckpt} is what was left when training diverged ("
+                f"{info.training['diverged']}); give another checkpoint"
+            )
         done = []
         for protocol in protocols:
             identity = (info.identity, protocol, int(info.training.get("seed", 0)))

@@ -60,6 +60,8 @@ def measure(
 ) -> Record:
     """Run a protocol on a loaded backbone and write the record.
 
+    Of a trunk whose training diverged the record says that, and has no metrics.
+
     Args:
         backbone: The trunk.
         info: Where it came from.
@@ -71,7 +73,8 @@ def measure(
     recipe, protocol, seed = identity
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    found = protocol.run(backbone, workdir)
+    diverged = info.training.get("diverged", "")
+    found = {} if diverged else protocol.run(backbone, workdir)
     cost = _cost(time.monotonic() - started)
     record = Record(
         key=fingerprint(*identity),
@@ -80,6 +83,7 @@ def measure(
         protocol=resolved(protocol),
         seed=seed,
         metrics={name: estimate.value for name, estimate in found.items()},
+        diverged=diverged,
         intervals={
             name: [estimate.low, estimate.high]
             for name, estimate in found.items()
@@ -95,7 +99,7 @@ def measure(
             "pixels": resolved(backbone.pixels),
         },
         data=protocol.data(),
-        predictions=str(workdir / protocol.predictions),
+        predictions=None if diverged else str(workdir / protocol.predictions),
         seconds=cost.seconds,
         pretrain_seconds=info.training.get("seconds", 0.0),
         peak_memory_bytes=cost.peak_memory_bytes,
@@ -146,7 +150,10 @@ def pretrain_cost(training: dict[str, Any]) -> Cost | None:
         gpus=gpus,
         gpu_hours=training.get("gpu_hours", gpus * seconds / 3600),
         hardware=training.get("hardware", ""),
-        images_per_s=images / seconds if images and seconds else None,
+        # a run that diverged has not seen all of its images
+        images_per_s=images / seconds
+        if images and seconds and not training.get("diverged")
+        else None,
         peak_memory_bytes=training.get("peak_memory_bytes", 0),
         jobs=tuple(training.get("jobs", ())),
     )

@@ -63,14 +63,21 @@ def embed(
     bit from one shape to another, and so would features on one and on two processes.
     """
     images = images.to(dist.device(), memory_format=torch.channels_last)
-    parts = []
-    for part in images.split(rows):
-        filled = part
-        if len(part) < rows:
-            filled = part[torch.arange(rows, device=part.device) % len(part)]
-            filled = filled.contiguous(memory_format=torch.channels_last)
-        parts.append(backbone(filled, reading)[: len(part)].float())
-    return torch.cat(parts)
+    return torch.cat(
+        [
+            backbone(filled_up(part, rows).contiguous(memory_format=torch.channels_last), reading)[
+                : len(part)
+            ].float()
+            for part in images.split(rows)
+        ]
+    )
+
+
+def filled_up(part: Tensor, rows: int = BATCH_SIZE) -> Tensor:
+    """`part` with copies of its rows behind it, so that there are `rows` of them."""
+    if len(part) == rows:
+        return part
+    return part[torch.arange(rows, device=part.device) % len(part)]
 
 
 def extract(

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.backbone import Backbone
+from harness.backbone import Backbone, OwnProjector
 from harness.loader import Batch
 from harness.optim import cosine
 from harness.recipe import Progress
@@ -68,6 +68,11 @@ class Method(nn.Module):
     @property
     def classifier(self) -> nn.Linear | None:
         """The layer of classes on the evaluated trunk, where the method trains one."""
+        return None
+
+    @property
+    def own_projector(self) -> OwnProjector | None:
+        """The projector on the evaluated trunk, where its discrete variables are looked at."""
         return None
 
 

@@ -22,6 +22,7 @@ class Metric:
     name: str
     unit: str = "%"
     higher_is_better: bool = True
+    noise: float = 0.5  # what repeating a run may change, in the unit: less is no difference
 
 
 class Estimate(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -156,6 +157,15 @@ class Recipe:
         if epoch < first.epochs:
             return first.optim, Progress(epoch, first.epochs)
         return self.optim, Progress(epoch - first.epochs, self.epochs - first.epochs)
+
+
+def with_changes(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A dataclass with other values at some dotted names: {"method.units": 64}."""
+    for name, new in changes.items():
+        first, _, rest = name.partition(".")
+        inner = with_changes(getattr(value, first), {rest: new}) if rest else new
+        value = dataclasses.replace(value, **{first: inner})
+    return value
 
 
 def resolved(value: Any, *, versions: bool = True) -> Any:

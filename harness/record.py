@@ -40,6 +40,7 @@ class Record:
     protocol: dict[str, Any]  # resolved
     seed: int
     metrics: dict[str, float]  # percent
+    diverged: str = ""  # why the pretraining came to nothing, and there are no metrics
     intervals: dict[str, list[float]] = field(default_factory=dict)  # 95 %, bootstrap
     checkpoint: dict[str, Any]  # path, sha256, family
     data: dict[str, Any] = field(default_factory=dict)  # split → checksum, images, classes

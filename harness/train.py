@@ -43,6 +43,15 @@ SAVE_SHARE = 0.02  # of the time may go into checkpoints
 class NonFiniteLossError(UserError):
     """Training diverged."""
 
+    def __init__(self, text: str, what: str, run: Run | None = None) -> None:
+        super().__init__(text)
+        self.what = what  # in a few words
+        self.run = run  # None: it had diverged before
+
+
+class NonFiniteWeightError(NonFiniteLossError):
+    """Training diverged, which only the main process knows: it writes the checkpoints."""
+
 
 @dataclass
 class Run:
@@ -111,7 +120,10 @@ def pretrain(
     final = workdir / "backbone.pt"
     # one process decides for all: shared file systems show a new file to each at another time
     if dist.broadcast_object(final.exists()):
-        load_backbone(final)
+        _, info = load_backbone(final)
+        if info.get("diverged"):
+            what = info["diverged"]
+            raise NonFiniteLossError(f"{what}: it has diverged; delete {final} to try again", what)
         return final
     if dist.is_main():
         text = json.dumps({"seed": seed, "recipe": resolved(recipe)}, indent=1)
@@ -121,10 +133,31 @@ def pretrain(
     _resume(run)
     _train(run, on_step)
     if dist.is_main():
-        classifier = run.method.classifier
-        save_backbone(run.method.evaluated, final, classifier=classifier, **_summary(run))
+        _save_backbone(run, final)
     dist.barrier()
     return final
+
+
+def keep_diverged(error: NonFiniteLossError) -> bool:
+    """Make divergence the outcome of a run: its backbone.pt says so, and evaluations record it.
+
+    Returns:
+        Whether it could: not if other processes are still training, unaware.
+    """
+    if isinstance(error, NonFiniteWeightError) and dist.world() > 1:
+        return False
+    run = error.run
+    if run is not None and dist.is_main():
+        _save_backbone(run, run.workdir / "backbone.pt", diverged=error.what)
+    dist.barrier()
+    return True
+
+
+def _save_backbone(run: Run, path: Path, **more: Any) -> None:
+    """Write what protocols evaluate, and what is known of its training."""
+    method = run.method
+    heads = {"classifier": method.classifier, "projector": method.own_projector}
+    save_backbone(method.evaluated, path, **heads, **_summary(run), **more)
 
 
 def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Run:
@@ -210,18 +243,18 @@ def save(run: Run) -> None:
         return
     norms = torch._foreach_norm([p.detach() for p in run.method.parameters()])
     if not torch.stack(norms).isfinite().all():
-        raise _diverged(run, "a weight is not finite", run.step)
+        raise NonFiniteWeightError(*_diverged(run, "a weight is not finite", run.step))
     run.checkpoint = save_training(run.workdir, run.step, _state(run))
 
 
-def _diverged(run: Run, what: str, step: int) -> NonFiniteLossError:
+def _diverged(run: Run, what: str, step: int) -> tuple[str, str, Run]:
+    """The arguments of the error."""
     good = "there is no checkpoint yet"
     if run.checkpoint is not None:
         good = f"the last good checkpoint is {run.checkpoint}"
-    return NonFiniteLossError(
-        f"{what} at step {step} of {run.workdir.name}: training has diverged; {good}; "
-        "lower the learning rate"
-    )
+    what = f"{what} at step {step} of {run.workdir.name}"
+    text = f"{what}: training has diverged; {good}; lower the learning rate"
+    return text, what, run
 
 
 class _Losses(nn.Module):
@@ -311,7 +344,8 @@ def _report(run: Run, log: TrainLog, pending: list[dict[str, Tensor]]) -> None:
     for offset, row in enumerate(table.tolist()):
         for name, value in zip(names, row, strict=True):
             if not math.isfinite(value):
-                raise _diverged(run, f"the loss term {name} is {value}", first + offset)
+                what = f"the loss term {name} is {value}"
+                raise NonFiniteLossError(*_diverged(run, what, first + offset))
     values = dict(zip(names, table[-1].tolist(), strict=True))
     values = {"epoch": round(run.progress.epoch, 4), "loss": sum(values.values())} | values
     values["learning_rate"] = run.optimizer.param_groups[0]["lr"]

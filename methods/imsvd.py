@@ -12,10 +12,10 @@ from functools import partial
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness import dist, views
-from harness.backbone import Backbone
+from harness.backbone import Backbone, OwnProjector
 from harness.errors import UserError
 from harness.heads import mlp
 from harness.method import Method, TwinMethod
@@ -47,16 +47,41 @@ class IMSVDConfig(MethodConfig):
                 f"projector width {self.projector[-1]} is not a multiple of units={self.units}; "
                 f"use {self.projector[-1] - self.projector[-1] % self.units}"
             )
-        terms = partial(
-            imsvd_terms, units=self.units, temperature=self.temperature, names=self.terms
-        )
-        return TwinMethod(backbone, mlp((backbone.dim, *self.projector)), terms)
+        return IMSVD(self, backbone)
 
     def scaled(self, scale: Scale) -> Self:
-        """Narrower layers, and 32 units as in the authors' CIFAR-10 recipe; 16 below that."""
-        units = 32 if scale.width >= 1024 else 16
-        *hidden, last = (min(width, scale.width) for width in self.projector)
-        return replace(self, projector=(*hidden, last - last % units), units=units)
+        """Narrower layers, and 32 units as in the authors' CIFAR-10 recipe; 16 below that.
+
+        Ablated widths and units keep their ratios to the default; two variables are the fewest.
+        """
+        default = type(self)()
+        units = round((32 if scale.width >= 1024 else 16) * self.units / default.units)
+        whole = default.projector[-1]
+        last = min(whole, scale.width) * self.projector[-1] // whole
+        hidden = (min(width, scale.width) for width in self.projector[:-1])
+        return replace(self, projector=(*hidden, max(last - last % units, 2 * units)), units=units)
+
+
+class IMSVD(TwinMethod):
+    """Two branches; the projector is kept with the trunk, as its variables are what is studied."""
+
+    def __init__(self, config: IMSVDConfig, backbone: Backbone) -> None:
+        terms = partial(
+            imsvd_terms, units=config.units, temperature=config.temperature, names=config.terms
+        )
+        super().__init__(backbone, mlp((backbone.dim, *config.projector)), terms)
+        self._config = config
+
+    @property
+    def own_projector(self) -> OwnProjector:
+        """The projector, with what makes variables of its output."""
+        assert isinstance(self.projector, nn.Sequential)
+        return OwnProjector(
+            layers=self.projector,
+            widths=(self.backbone.dim, *self._config.projector),
+            units=self._config.units,
+            temperature=self._config.temperature,
+        )
 
 
 def imsvd_terms(

@@ -63,8 +63,8 @@ class VOC07SVM(EvalProtocol):
     def metrics(self) -> tuple[Metric, ...]:
         """Mean average precision; low-shot its mean and standard deviation over samples."""
         if not self.shots:
-            return (Metric(name="voc07_map"),)
-        means = tuple(Metric(name=self._name(shots)) for shots in self.shots)
+            return (Metric(name="voc07_map", unit="mAP"),)
+        means = tuple(Metric(name=self._name(shots), unit="mAP") for shots in self.shots)
         return means + tuple(
             Metric(name=f"{metric.name}_sd", higher_is_better=False) for metric in means
         )

@@ -11,6 +11,7 @@ from results import specs
 from results.table import Cell, Table
 
 PAPERS = ("svib", "imsvd")
+ALL = "all"  # every table of the papers
 
 
 def all_tables() -> dict[str, Table]:
@@ -22,14 +23,15 @@ def all_tables() -> dict[str, Table]:
     return {table.name: table for table in tables}
 
 
-def _by_paper(module: str) -> tuple[int, str]:
-    """SVIB before IMSVD, as they appeared; then what belongs to no paper."""
-    paper = module.partition("_")[0]
-    return (PAPERS.index(paper) if paper in PAPERS else len(PAPERS), module)
+def _by_paper(module: str) -> tuple[int, bool, str]:
+    """SVIB before IMSVD, as they appeared, tables first; then what belongs to no paper."""
+    paper, _, name = module.partition("_")
+    place = PAPERS.index(paper) if paper in PAPERS else len(PAPERS)
+    return (place, not name.startswith("table"), module)
 
 
 def find_tables(names: tuple[str, ...]) -> list[Table]:
-    """The tables of these names, each once; "table1" means Table 1 of every paper.
+    """The tables of these names, each once; "table1" means Table 1 of every paper, "all" all.
 
     Raises:
         UserError: No table of that name; the closest ones are suggested.
@@ -37,16 +39,22 @@ def find_tables(names: tuple[str, ...]) -> list[Table]:
     known = all_tables()
     found: dict[str, Table] = {}
     for name in names:
-        matching = {n: t for n, t in known.items() if name in (n, n.rpartition("/")[2])}
+        matching = {n: t for n, t in known.items() if name in _names(n)}
         if not matching:
             raise UserError(_unknown(name, list(known)))
         found |= matching
     return list(found.values())
 
 
+def _names(name: str) -> tuple[str, ...]:
+    """What a table is found by: "svib/table1", "table1" and, if a paper has it, "all"."""
+    paper, _, short = name.rpartition("/")
+    return (name, short, ALL) if paper in PAPERS else (name, short)
+
+
 def _unknown(name: str, known: list[str]) -> str:
     short = [n.rpartition("/")[2] for n in known]
-    choices = sorted({*known, *short})
+    choices = sorted({ALL, *known, *short})
     close = difflib.get_close_matches(name.lower(), choices, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "there is no similar one."
     return f"unknown table {name!r}: {hint} Known: {', '.join(choices)}."

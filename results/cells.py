@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from harness.record import Record
 from harness.scale import Scale
+from results import measures
 from results.resolve import CellJobs, Evaluation, Resolved
 from results.table import Cell, Published, Table
-
-TOLERANCE = 0.5  # points: the seeds of ImageNet runs spread by 0.1 to 0.3
 
 Status = Literal[
     "match", "gap", "different protocol", "stale", "measured", "other scale", "not run"
@@ -22,17 +21,21 @@ Status = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
-    """One cell of a table, measured or not; numbers are percent, unrounded."""
+    """One cell of a table, measured or not; numbers are unrounded, in the cell's unit."""
 
     cell: Cell
     published: Published
-    values: tuple[float, ...] = ()  # one per seed that has a record
+    values: tuple[float, ...] = ()  # one per seed that has a record with a number
+    diverged: int = 0  # records of runs that came to nothing
     interval: tuple[float, float] | None = None  # 95 %, over val's images; of a single seed
     wanted: int = 0  # seeds asked for
     status: Status
     reason: str = ""  # why it was not run, or in what the protocol differs
     records: tuple[str, ...] = ()  # keys
     comparable: bool = True  # measured at the paper's scale
+    unit: str = "%"
+    higher_is_better: bool = True
+    noise: float = 0.5  # less than this is no difference
 
     @property
     def mean(self) -> float | None:
@@ -50,6 +53,11 @@ class CellResult:
         if self.mean is None or self.published.value is None or not self.comparable:
             return None
         return self.mean - self.published.value
+
+    @property
+    def is_divergence(self) -> bool:
+        """Whether the outcome is that every run diverged."""
+        return bool(self.diverged) and not self.values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,30 +119,62 @@ def _result(
     shown = {e.key: findings.record_of(e) for e in evaluations}
     keys = tuple(key for key in shown.values() if key)
     failures = [findings.failure_of(e) for e in evaluations if not shown[e.key]]
+    records = [findings.records[key] for key in keys]
+    ends = [_divergence(table, jobs, record) for record in records]
+    numbers = [
+        measures.value_of(record, jobs.metric)
+        for record, end in zip(records, ends, strict=True)
+        if not end
+    ]
     result = CellResult(
         cell=jobs.cell,
         published=table.published(jobs.cell),
-        values=tuple(findings.records[key].metrics[jobs.metric] for key in keys),
-        interval=_interval(findings.records[keys[0]], jobs.metric) if len(keys) == 1 else None,
+        values=tuple(number for number in numbers if number is not None),
+        diverged=sum(map(bool, ends)),
+        interval=_interval(records[0], jobs.metric) if len(keys) == 1 else None,
         wanted=len(evaluations),
         status="not run",
         reason=next((reason for reason in failures if reason), "no record yet"),
         records=keys,
         comparable=scale.is_paper,
+        unit=jobs.unit,
+        higher_is_better=jobs.higher_is_better,
+        noise=jobs.noise,
     )
     if not keys:
         return result
-    column = table.columns[jobs.cell.column].label
-    differs = table.rows[jobs.cell.row].differs.get(column, "")
+    if not result.values and not result.diverged:
+        return replace(result, reason="the records don't tell what the pretraining took")
     if any(own != key for own, key in shown.items() if key):
         return replace(result, status="stale", reason="recorded by an older version of the code")
-    if result.published.value is None:
-        return replace(result, status="measured", reason="")
+    end = next(filter(None, ends), "")
+    return _compared(table, scale, replace(result, reason=end), records)
+
+
+def _compared(
+    table: Table, scale: Scale, result: CellResult, records: Sequence[Record]
+) -> CellResult:
+    """The status of a cell that has an outcome of ours; its reason says why runs diverged."""
+    column = table.columns[result.cell.column]
+    if not result.published.states_something:
+        return replace(result, status="measured")
     if not scale.is_paper:
-        return replace(result, status="other scale", reason=f"{scale.name} isn't the paper's scale")
+        reason = result.reason or f"{scale.name} isn't the paper's scale"
+        return replace(result, status="other scale", reason=reason)
+    differs = table.rows[result.cell.row].differs.get(column.label, "")
+    if measures.is_cost(column.metric):
+        costs = [record.pretrain_cost for record in records]
+        others = [measures.other_hardware(cost, table.hardware) for cost in costs]
+        differs = differs or next(filter(None, others), "")
     if differs:
         return replace(result, status="different protocol", reason=f"the paper's number: {differs}")
-    return replace(result, status="match" if _matches(result) else "gap", reason="")
+    return replace(result, status="match" if _matches(result) else "gap")
+
+
+def _divergence(table: Table, jobs: CellJobs, record: Record) -> str:
+    """Why a run came to nothing; "" if it didn't."""
+    looked_for = table.may_diverge(jobs.cell.column)
+    return record.diverged or (measures.collapse(record, jobs.metric) if looked_for else "")
 
 
 def _interval(record: Record, metric: str) -> tuple[float, float] | None:
@@ -143,5 +183,8 @@ def _interval(record: Record, metric: str) -> tuple[float, float] | None:
 
 
 def _matches(result: CellResult) -> bool:
+    """Divergence meets divergence alone; numbers meet within noise or the seeds' spread."""
+    if result.published.diverged or result.diverged:
+        return result.published.diverged and result.is_divergence
     assert result.delta is not None
-    return abs(result.delta) <= max(TOLERANCE, 2 * (result.sd or 0.0))
+    return abs(result.delta) <= max(result.noise, 2 * (result.sd or 0.0))

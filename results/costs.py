@@ -35,7 +35,7 @@ def row_costs(resolved: Resolved, findings: Findings) -> list[RowCost]:
         for key in jobs.evaluations:
             evaluation = resolved.evaluations[key]
             record = findings.records.get(findings.record_of(evaluation) or "")
-            if record is not None and record.cost is not None:
+            if record is not None and record.cost is not None and not record.diverged:
                 p = resolved.pretrainings[evaluation.pretraining]
                 place = (jobs.cell.row, p.recipe, p.epochs)
                 groups.setdefault(place, {})[key] = record

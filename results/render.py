@@ -14,10 +14,10 @@ from tabulate import tabulate
 
 from harness.files import write_atomically
 from harness.scale import Scale
-from results.cells import TOLERANCE, CellResult, Status
+from results.cells import CellResult, Status
 from results.costs import RowCost
 from results.resolve import Resolved
-from results.table import EMPTY, Table
+from results.table import DIVERGENCE, EMPTY, Published, Table
 
 SHOWN: dict[Status, str] = {"other scale": "can't be compared (other scale)", "stale": "stale (†)"}
 MARKS: dict[Status, str] = {"stale": "†", "different protocol": "‡"}
@@ -70,7 +70,7 @@ def render_csv(drawing: Drawing) -> str:
         [
             *("table", "scale", "row", *[f.lower() for f in drawing.table.fields], "column"),
             *("ours", "sd", "n", "low", "high", "paper", "paper_marks", "delta"),
-            *("status", "reason", "records"),
+            *("status", "reason", "records", "unit", "better"),
         ]
     )
     for result in drawing.results:
@@ -80,11 +80,12 @@ def render_csv(drawing: Drawing) -> str:
         writer.writerow(
             [
                 *(drawing.table.name, drawing.scale.name, row.label, *row.fields, column.label),
-                *(_number(result.mean), _number(result.sd), len(result.values)),
+                *(_mean(result), _number(result.sd), len(result.values) + result.diverged),
                 *(_number(end) for end in result.interval or (None, None)),
-                *(_number(paper.value), paper.marks, _signed(result.delta)),
+                *(_paper(paper), paper.marks, _signed(result.delta)),
                 *(result.status, result.reason),
                 " ".join(drawing.record_path(key) for key in result.records),
+                *(result.unit, "higher" if result.higher_is_better else "lower"),
             ]
         )
     return text.getvalue()
@@ -160,7 +161,7 @@ def _scale_line(drawing: Drawing) -> str:
     if scale.is_paper:
         return f"**Scale: {scale.name}** ({scale.about})."
     trunks = sorted({p.backbone for p in drawing.resolved.pretrainings.values()})
-    papers = any(drawing.table.published(cell).value for cell in drawing.table.cells())
+    papers = any(drawing.table.published(c).states_something for c in drawing.table.cells())
     verdict = " These are not the paper's experiments." if papers else ""
     lines = [f"> **Scale: {scale.name.upper()}.{verdict}**"]
     lines += [f"> Ours: {scale.about}; data set {scale.dataset}, {scale.image_size} px."]
@@ -193,7 +194,7 @@ def _note(table: Table, results: Sequence[CellResult]) -> str:
     """Why a row has no numbers of ours, in a few words."""
     if reason := table.rows[results[0].cell.row].reason:
         return reason
-    missing = [r for r in results if r.wanted and not r.values]
+    missing = [r for r in results if r.wanted and not r.values and not r.diverged]
     names = ", ".join(table.columns[r.cell.column].label for r in missing)
     if missing and not any(r.values for r in results):
         return "not run"
@@ -201,31 +202,53 @@ def _note(table: Table, results: Sequence[CellResult]) -> str:
 
 
 def _grid_cell(result: CellResult) -> str:
-    paper = f"({result.published.text})" if result.published.value is not None else ""
-    if result.mean is None:
+    paper = f"({result.published.text})" if result.published.states_something else ""
+    if result.mean is None and not result.is_divergence:
         return paper or (EMPTY if result.published.text == EMPTY else "not run")
     return f"{_ours(result)}{MARKS.get(result.status, '')} {paper}".strip()
 
 
 def _ours(result: CellResult) -> str:
-    return _number(result.mean) + (f" ± {_number(result.sd)}" if result.sd is not None else "")
+    sd = f" ± {_number(result.sd)}" if result.sd is not None else ""
+    lost = f", {result.diverged} diverged" if result.values and result.diverged else ""
+    return _mean(result) + sd + lost
+
+
+def _mean(result: CellResult) -> str:
+    if result.is_divergence:
+        return DIVERGENCE
+    return _number(result.mean) if result.unit == "%" else _span(result.mean)
+
+
+def _paper(published: Published) -> str:
+    return DIVERGENCE if published.diverged else _number(published.value)
 
 
 def _legend(drawing: Drawing) -> str:
     shown = {result.status for result in drawing.results}
-    has_paper = any(result.published.value is not None for result in drawing.results)
+    has_paper = any(result.published.states_something for result in drawing.results)
     lines = []
     if has_paper:
         lines.append("Cells: ours (paper). A number in brackets alone: ours has not been run.")
     if any(result.sd is not None for result in drawing.results):
         lines.append("±: standard deviation over seeds.")
     if "match" in shown or "gap" in shown:
-        lines.append(f"A match differs by at most {TOLERANCE} points or two standard deviations.")
+        lines.append(_tolerance(drawing))
     if "stale" in shown:
         lines.append("Ours with †: recorded by an older version of the code.")
     if "different protocol" in shown:
         lines.append("Ours with ‡: the paper's number was measured by a different protocol.")
     return "\n".join(f"- {line}" for line in [*lines, *drawing.table.footnotes])
+
+
+def _tolerance(drawing: Drawing) -> str:
+    units: dict[tuple[float, str], None] = {}
+    for result in drawing.results:
+        if result.wanted:
+            unit = "points" if result.unit in ("%", "mAP") else result.unit
+            units[result.noise, unit] = None
+    noise = ", ".join(f"{value:g} {unit}" for value, unit in units)
+    return f"A match differs by at most {noise} or two standard deviations."
 
 
 def _details(drawing: Drawing) -> str:
@@ -234,9 +257,9 @@ def _details(drawing: Drawing) -> str:
         [
             table.row_name(result.cell.row),
             table.columns[result.cell.column].label,
-            _ours(result) if result.values else "",
+            _ours(result) if result.values or result.diverged else "",
             " - ".join(_number(end) for end in result.interval or ()),
-            f"{len(result.values)} of {result.wanted}" if result.wanted else "",
+            f"{len(result.values) + result.diverged} of {result.wanted}" if result.wanted else "",
             result.published.text,
             _signed(result.delta),
             _status(result),
@@ -250,7 +273,7 @@ def _details(drawing: Drawing) -> str:
 
 def _status(result: CellResult) -> str:
     shown = SHOWN.get(result.status, result.status)
-    if result.status in ("not run", "different protocol"):
+    if result.status in ("not run", "different protocol") or result.diverged:
         return f"{shown}: {result.reason.replace('|', '/')}"
     return shown
 

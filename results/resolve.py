@@ -11,16 +11,17 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.files import write_atomically
 from harness.scale import Scale, find_scale
-from results.table import Cell, Column, Table, Work
+from results import measures
+from results.table import Cell, Changes, Column, Table, Work
 
 if TYPE_CHECKING:
-    from harness.protocol import EvalProtocol
+    from harness.protocol import EvalProtocol, Metric
     from harness.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,8 @@ class Pretraining:
     views: int
     recipe: str  # its name, …
     published_epochs: int | None  # … epochs in its place at the paper's scale, …
-    scale: str  # … and scale: what `recipe_of` builds it from
+    scale: str  # … scale, …
+    changes: dict[str, Any] = field(default_factory=dict)  # … and what is ablated: for `recipe_of`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class CellJobs:
     cell: Cell
     metric: str
     evaluations: tuple[str, ...]
+    unit: str = "%"
+    higher_is_better: bool = True
+    noise: float = 0.5  # see harness.protocol.Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +129,9 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
     cells = []
     for cell in table.wanted(fill=fill):
         work = table.work(cell)
-        recipe = _recipe(work.recipe, work.epochs, scale)
+        recipe = _recipe(work.recipe, work.epochs, work.changes, scale)
         protocol = scale_protocol(registry.variant(work.protocol), scale)
-        assert work.metric in [m.name for m in protocol.metrics], (work.metric, protocol)
+        metric = _metric(protocol, work.metric)
         keys = []
         for trained, repeat in _seeds(protocol, table.columns[cell.column], seeds):
             pretraining = _pretraining(recipe, trained, work, scale)
@@ -144,7 +149,16 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
             )
             evaluations[evaluation.key] = evaluation
             keys.append(evaluation.key)
-        cells.append(CellJobs(cell=cell, metric=work.metric, evaluations=tuple(keys)))
+        cells.append(
+            CellJobs(
+                cell=cell,
+                metric=metric.name,
+                evaluations=tuple(keys),
+                unit=metric.unit,
+                higher_is_better=metric.higher_is_better,
+                noise=metric.noise,
+            )
+        )
     return Resolved(
         table=table.name,
         scale=scale.name,
@@ -152,6 +166,12 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
         pretrainings=pretrainings,
         evaluations=evaluations,
     )
+
+
+def _metric(protocol: EvalProtocol, name: str) -> Metric:
+    known = {metric.name: metric for metric in (*protocol.metrics, *measures.METRICS)}
+    assert name in known, (name, protocol)
+    return known[name]
 
 
 def _seeds(protocol: EvalProtocol, column: Column, seeds: int) -> Iterator[tuple[int, int | None]]:
@@ -182,23 +202,31 @@ def _pretraining(recipe: Recipe, seed: int, work: Work, scale: Scale) -> Pretrai
         recipe=work.recipe,
         published_epochs=work.epochs,
         scale=scale.name,
+        changes=dict(work.changes),
     )
 
 
-def _recipe(name: str, epochs: int | None, scale: Scale) -> Recipe:
+def _recipe(name: str, epochs: int | None, changes: Changes, scale: Scale) -> Recipe:
     from harness import registry
+    from harness.recipe import with_changes
     from harness.scale import scale_recipe
 
-    recipe = registry.recipe(name)
+    own = registry.recipe(name)
+    recipe = with_changes(own, changes)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs)
-    return scale_recipe(recipe, scale)
+    found = scale_recipe(recipe, scale)
+    if scale.is_paper or recipe.batch_size == own.batch_size:
+        return found
+    # scales have one batch size for all: an ablated one keeps its ratio to the recipe's own
+    size = found.batch_size * recipe.batch_size // own.batch_size
+    return dataclasses.replace(found, batch_size=size)
 
 
 def recipe_of(pretraining: Pretraining) -> Recipe:
     """The recipe of a pretraining (imports its method, thus torch)."""
     scale = find_scale(pretraining.scale)
-    return _recipe(pretraining.recipe, pretraining.published_epochs, scale)
+    return _recipe(pretraining.recipe, pretraining.published_epochs, pretraining.changes, scale)
 
 
 def protocol_of(evaluation: Evaluation) -> EvalProtocol:
@@ -215,15 +243,19 @@ def _from_json(values: dict[str, Any]) -> Resolved:
         table=values["table"],
         scale=values["scale"],
         cells=tuple(_cells(values["cells"])),
-        pretrainings={k: Pretraining(**v) for k, v in values["pretrainings"].items()},
+        pretrainings={k: _pretraining_from(v) for k, v in values["pretrainings"].items()},
         evaluations={k: Evaluation(**v) for k, v in values["evaluations"].items()},
     )
 
 
+def _pretraining_from(values: dict[str, Any]) -> Pretraining:
+    found = Pretraining(**values)
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in found.changes.items()}
+    return dataclasses.replace(found, changes=changes)
+
+
 def _cells(values: list[dict[str, Any]]) -> Iterator[CellJobs]:
     for value in values:
-        yield CellJobs(
-            cell=Cell(**value["cell"]),
-            metric=value["metric"],
-            evaluations=tuple(value["evaluations"]),
-        )
+        found = CellJobs(**value)
+        cell, evaluations = Cell(**value["cell"]), tuple(found.evaluations)
+        yield dataclasses.replace(found, cell=cell, evaluations=evaluations)

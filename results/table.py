@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 EMPTY = "-"  # how the papers print a cell that they leave empty
-_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<marks>\D*)")
+DIVERGENCE = "divergence"  # and one whose run came to nothing
+_NUMBER = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>[hG]?)\s*(?P<marks>\D*)")
+Changes = Mapping[str, Any]  # settings of a recipe by their dotted names: {"method.units": 64}
 
 
 @dataclass(frozen=True)
 class Published:
-    """One cell as the paper prints it: "71.1†", "-", or "" where there is no paper."""
+    """One cell as the paper prints it: "71.1†", "8.5h", "-", or "" where there is no paper."""
 
     text: str
 
     @property
     def value(self) -> float | None:
-        """The number in percent; None for an empty cell."""
+        """The number in its column's unit; None for an empty cell."""
         found = _NUMBER.fullmatch(self.text)
         return float(found["number"]) if found else None
 
@@ -29,6 +31,16 @@ class Published:
         found = _NUMBER.fullmatch(self.text)
         return found["marks"] if found else ""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the paper's run came to nothing."""
+        return self.text == DIVERGENCE
+
+    @property
+    def states_something(self) -> bool:
+        """Whether there is a number, or the word in its place."""
+        return self.value is not None or self.diverged
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -36,7 +48,7 @@ class Column:
 
     label: str
     protocol: str  # "knn:dino": a variant, by the names of harness.registry
-    metric: str  # one of the protocol's metrics
+    metric: str  # one of the protocol's metrics, or of results.measures (what pretraining took)
     epochs: int | None = None  # of pretraining, instead of the recipe's
     # What differs between the runs of a cell, each by its seed: the pretraining, or the evaluation
     # of one pretraining (protocols that draw nothing at random then run once).
@@ -52,6 +64,8 @@ class Row:
     published: tuple[str, ...]  # one per column, as printed
     recipe: str = ""  # "imsvd:RESNET50", by the names of harness.registry
     recipes: Mapping[str, str] = field(default_factory=dict)  # column → its own recipe
+    changes: Changes = field(default_factory=dict)  # settings of the recipe that are ablated
+    changes_at: Mapping[str, Changes] = field(default_factory=dict)  # column → instead of these
     protocols: Mapping[str, str] = field(default_factory=dict)  # column → its own variant
     metrics: Mapping[str, str] = field(default_factory=dict)  # column → its own protocol's
     epochs: int | None = None  # of pretraining, instead of the column's and the recipe's
@@ -66,6 +80,14 @@ class Work(NamedTuple):
     epochs: int | None
     protocol: str
     metric: str
+    changes: Changes
+
+
+class Hardware(NamedTuple):
+    """What the paper measured times and memory on."""
+
+    gpus: int
+    kind: str  # "V100"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +101,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     seeds: int | None = None  # runs per cell; None: the scale's
+    hardware: Hardware | None = None  # of the paper's runs, where their costs are shown
     footnotes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -87,13 +110,16 @@ class Table:
             assert len(row.published) == len(self.columns), (self.name, row.label)
             assert len(row.fields) == len(self.fields), (self.name, row.label)
             assert bool(row.recipe) != bool(row.reason), (self.name, row.label)
-            assert {*row.differs, *row.recipes, *row.protocols, *row.metrics} <= {
-                c.label for c in self.columns
-            }, row.label
+            named = {*row.differs, *row.recipes, *row.protocols, *row.metrics, *row.changes_at}
+            assert named <= {column.label for column in self.columns}, row.label
 
     def published(self, cell: Cell) -> Published:
         """The paper's number."""
         return Published(self.rows[cell.row].published[cell.column])
+
+    def may_diverge(self, column: int) -> bool:
+        """Whether the paper reports divergence in a column, and ours is looked for."""
+        return any(Published(row.published[column]).diverged for row in self.rows)
 
     def cells(self) -> Iterator[Cell]:
         """Every cell, row by row."""
@@ -124,6 +150,7 @@ class Table:
             epochs=column.epochs if row.epochs is None else row.epochs,
             protocol=row.protocols.get(column.label, column.protocol),
             metric=row.metrics.get(column.label, column.metric),
+            changes=row.changes_at.get(column.label, row.changes),
         )
 
 

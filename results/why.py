@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.record import Cost, Record
+from results import measures
 from results.cells import CellResult
 from results.table import Table
 
@@ -21,9 +22,14 @@ def trace(table: Table, result: CellResult, records: Path) -> str:
         lines.append(
             f"ours: mean {result.mean:.2f} over {len(result.values)} of {result.wanted} seeds"
         )
-    for key, value in zip(result.records, result.values, strict=True):
+    if result.is_divergence:
+        lines.append(f"ours: divergence in {result.diverged} of {result.wanted} seeds")
+    for key in result.records:
         path = records / f"{key}.json"
-        lines += ["", f"record {path}: {value:.2f}", *_record_lines(Record.load(path))]
+        record = Record.load(path)
+        value = measures.value_of(record, table.work(result.cell).metric)
+        found = record.diverged or ("no such number" if value is None else f"{value:.2f}")
+        lines += ["", f"record {path}: {found}", *_record_lines(record)]
     return "\n".join(lines)
 
 

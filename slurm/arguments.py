@@ -21,7 +21,8 @@ class Arguments:
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]]
-    """table1, table2 or table3 (of both papers), svib/table1, imsvd/table2, …, learning, quick."""
+    """all (of both papers), table1 to table9, onehot, svib/table1, imsvd/table2, …, learning,
+    quick."""
     scale: str | None = None
     """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
     DATA_ROOT, else demo."""

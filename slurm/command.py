@@ -25,6 +25,7 @@ from slurm.plan import (
     describe_costs,
     describe_jobs,
     describe_plan,
+    describe_published,
     estimate_costs,
     make_plan,
 )
@@ -169,6 +170,7 @@ def show_plan(request: Request) -> None:
     plan, records = _plan(request)
     costs = estimate_costs(plan, find_site(request.args, plan.all_jobs), records)
     print("\n".join(describe_plan(costs)))
+    print("\n".join(describe_published(request.tables, records.keys())))
 
 
 def _plan(request: Request) -> tuple[Plan, dict[str, Record]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,8 +36,12 @@ MOST_IDLE = 10  # attempts in a row that end before anything is saved
 def pretrain(
     recipe: Recipe, seed: int, runs: Path, interruptions: Interruptions | None = None
 ) -> Path:
-    """Train to the end, from wherever an earlier attempt stopped; returns backbone.pt."""
+    """Train to the end, from wherever an earlier attempt stopped; returns backbone.pt.
+
+    A run that diverges ends with one that says so: in a table that is an outcome.
+    """
     from harness import train
+    from harness.recipe import pretrain_key
 
     def on_step(run: Run) -> None:
         assert interruptions is not None
@@ -45,7 +50,13 @@ def pretrain(
         else:
             interruptions.finish()
 
-    return train.pretrain(recipe, seed, runs, on_step=on_step if interruptions else None)
+    try:
+        return train.pretrain(recipe, seed, runs, on_step=on_step if interruptions else None)
+    except train.NonFiniteLossError as error:
+        if not train.keep_diverged(error):
+            raise
+        print(error, file=sys.stderr)
+    return runs / pretrain_key(recipe, seed) / "backbone.pt"
 
 
 def evaluate(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.record import Record
 from results.resolve import Evaluation, Pretraining, Resolved
+from results.table import Cell, Table
 from slurm.cost import (
     SPLIT_SIZES,
     Estimate,
@@ -103,7 +104,7 @@ class Costs:
 
 def estimate_costs(plan: Plan, site: Site, records: Mapping[str, Record]) -> Costs:
     """Estimate every job of a plan from earlier records, or from the papers' hours."""
-    found = list(records.values())
+    found = [record for record in records.values() if not record.diverged]  # those ended early
     estimates: dict[str, Estimate | None] = {
         key: pretrain_estimate(p, site.resources(p), found) for key, p in plan.pretrainings.items()
     }
@@ -134,6 +135,36 @@ def describe_jobs(plan: Plan) -> str:
         f"{len(plan.evaluations)} evaluations; {plan.recorded} evaluations are recorded, "
         f"{len(plan.trained)} of the pretrainings needed are finished."
     )
+
+
+def describe_published(
+    tables: Iterable[tuple[Table, Resolved]], records: Collection[str]
+) -> list[str]:
+    """Every number that the papers print, row by row, as planned, cached or quoted; and a count."""
+    lines: list[str] = []
+    counts: Counter[str] = Counter()
+    for table, resolved in tables:
+        cells: dict[int, dict[str, list[str]]] = {}
+        for cell in table.cells():
+            if table.published(cell).states_something:
+                state = _cell_state(table, cell, resolved, records)
+                number = f"{table.columns[cell.column].label} = {table.published(cell).text}"
+                cells.setdefault(cell.row, {}).setdefault(state, []).append(number)
+                counts[state.partition(" ")[0]] += 1
+        lines += [
+            f"  {table.name}, {table.row_name(row)}: "
+            + " | ".join(f"{state}: {'; '.join(numbers)}" for state, numbers in states.items())
+            for row, states in cells.items()
+        ]
+    total = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return [f"{counts.total()} published numbers: {total or 'none'}.", *lines]
+
+
+def _cell_state(table: Table, cell: Cell, resolved: Resolved, records: Collection[str]) -> str:
+    jobs = resolved.jobs_of(cell)
+    if jobs is None:
+        return f"quoted ({table.rows[cell.row].reason})"
+    return "cached" if all(key in records for key in jobs.evaluations) else "planned"
 
 
 def _describe_pretraining(p: Pretraining, trained: bool, costs: Costs) -> str:
