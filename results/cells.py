@@ -131,7 +131,7 @@ def _result(
         published=table.published(jobs.cell),
         values=tuple(number for number in numbers if number is not None),
         diverged=sum(map(bool, ends)),
-        interval=_interval(records[0], jobs.metric) if len(keys) == 1 else None,
+        interval=_interval(records[0], jobs.metric) if len(keys) == len(numbers) == 1 else None,
         wanted=len(evaluations),
         status="not run",
         reason=next((reason for reason in failures if reason), "no record yet"),

@@ -63,6 +63,19 @@ def test_the_record_is_found_under_the_fingerprint_of_recipe_protocol_and_seed(c
     assert record.predictions is not None and Path(record.predictions).is_file()
 
 
+def test_a_diverged_training_is_recorded_and_not_evaluated(tmp_path):
+    backbone = build_backbone(RECIPE.backbone, 16)
+    with torch.no_grad():
+        backbone.trunk.conv1.weight.fill_(float("nan"))
+    end = {"diverged": "the loss term KL is inf at step 3 of svib-1", "seconds": 5.0}
+    save_backbone(backbone, tmp_path / "backbone.pt", **end)
+    record = run(tmp_path / "backbone.pt", RECIPE, 0)
+    assert (record.metrics, record.intervals, record.predictions) == ({}, {}, None)
+    assert record.diverged == end["diverged"]
+    assert record.key == fingerprint(RECIPE, PROTOCOL, 0)
+    assert Record.load(tmp_path / "records" / f"{record.key}.json") == record
+
+
 def test_a_checkpoint_from_elsewhere_is_identified_by_its_bytes(checkpoint):
     record = run(checkpoint, None, 0)
     assert record.key == fingerprint(sha256_of_file(checkpoint), PROTOCOL, 0)

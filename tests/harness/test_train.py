@@ -133,6 +133,33 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpo
     assert not (tmp_path / pretrain_key(recipe, 0) / "backbone.pt").exists()
 
 
+def test_a_diverged_run_may_end_with_a_backbone_that_says_so(tiny_images, tmp_path):
+    recipe = tiny(TRAINED["vicreg:RESNET50"], tiny_images)
+
+    def poison(run: train.Run) -> None:
+        with torch.no_grad():
+            run.method.projector[-1].weight.fill_(float("nan"))
+
+    with pytest.raises(train.NonFiniteLossError) as caught:
+        train.pretrain(recipe, 0, tmp_path, on_step=poison)
+    assert train.keep_diverged(caught.value)
+    key = pretrain_key(recipe, 0)
+    path = tmp_path / key / "backbone.pt"
+    end = f"the loss term invariance is nan at step 1 of {key}"
+    assert load_backbone(path)[1]["diverged"] == end
+    before = path.stat().st_mtime_ns
+    with pytest.raises(train.NonFiniteLossError, match="it has diverged; delete") as again:
+        train.pretrain(recipe, 0, tmp_path, on_step=lambda run: pytest.fail("ran"))
+    assert train.keep_diverged(again.value) and path.stat().st_mtime_ns == before
+
+
+def test_what_only_one_of_several_processes_knows_is_no_outcome(monkeypatch):
+    error = train.NonFiniteWeightError("text", "a weight is not finite")
+    assert train.keep_diverged(error)
+    monkeypatch.setattr(train.dist, "world", lambda: 2)
+    assert not train.keep_diverged(error)
+
+
 def test_a_finished_run_is_not_repeated(tiny_images, tmp_path):
     recipe = tiny(TRAINED["vicreg:RESNET50"], tiny_images)
     path = train.pretrain(recipe, 0, tmp_path)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.recipe import fingerprint
+from harness.recipe import fingerprint, pretrain_key
 from harness.scale import SCALES
 from results.catalog import all_tables
 from results.resolve import ROOT, SOURCES, protocol_of, recipe_of, resolve, source_hash
@@ -140,6 +140,108 @@ def test_vits_take_the_linear_protocol_of_vits(tmp_path):
         if e.variant.startswith("linear")
     }
     assert variants == {("resnet50", "linear:svib_resnet"), ("vit_small_16", "linear:svib_vit")}
+
+
+def resolved(name, scale, folder):
+    return resolve(all_tables()[name], SCALES[scale], seeds=1, fill=False, cache=folder)
+
+
+def test_an_ablation_changes_what_its_table_says_and_survives_the_cache(tmp_path):
+    for _ in range(2):  # the second time from the cache
+        found = resolved("svib/table4", "paper", tmp_path)
+        recipes = {p.key: recipe_of(p) for p in found.pretrainings.values()}
+        assert all(pretrain_key(recipe, 0) == key for key, recipe in recipes.items())
+        methods = [r.method for r in recipes.values()]
+        assert [
+            (m.reinitialise, m.information_bottleneck, m.beta, m.final_beta) for m in methods
+        ] == [
+            (True, False, 0.5, 0.01),
+            (False, True, 0.1, None),
+            (False, True, 0.5, None),
+            (True, True, 0.5, None),
+            (True, True, 0.1, None),
+            (True, True, 0.5, 0.01),
+        ]
+        shared = {
+            (r.method.means, len(r.views), r.epochs, r.batch_size, r.backbone.name)
+            for r in recipes.values()
+        }
+        assert shared == {(8192, 4, 100, 512, "vit_small_16")}
+
+
+def test_imsvd_after_100_epochs_is_one_run_in_six_tables(tmp_path):
+    places = {
+        "imsvd/table1": ("IMSVD", "100"),
+        "imsvd/table5": ("IMSVD", "2048"),
+        "imsvd/table6": ("Depth 2", "Top-1"),
+        "imsvd/table7": ("8192 (VICReg's)", "IMSVD"),
+        "imsvd/table8": ("DE+OE+TI", "Top-1"),
+        "imsvd/table9": ("80 units", "Top-1"),
+    }
+    keys = set()
+    for name, (row, column) in places.items():
+        table, found = all_tables()[name], resolved(name, "paper", tmp_path)
+        keys |= {
+            jobs.evaluations
+            for jobs in found.cells
+            if table.rows[jobs.cell.row].label == row
+            and table.columns[jobs.cell.column].label == column
+        }
+    assert len(keys) == 1
+
+
+def test_vicreg_at_2048_is_one_run_in_tables_1_5_and_7_and_other_batches_have_their_rate(tmp_path):
+    tables = {n: resolved(f"imsvd/table{n}", "paper", tmp_path).pretrainings for n in (1, 5, 7)}
+    shared = set.intersection(*(set(found) for found in tables.values()))
+    assert {p.recipe for key, p in tables[5].items() if key in shared} >= {"vicreg:RESNET50_100"}
+    recipes = [recipe_of(p) for p in tables[5].values() if p.recipe == "vicreg:RESNET50_100"]
+    ends = [(r.batch_size, r.optim.final_lr) for r in recipes]
+    assert ends == [(512, 0.0006), (1024, 0.0012), (2048, 0.0024), (4096, 0.0048)]
+
+
+def test_time_and_memory_come_with_the_linear_evaluation_and_its_units(tmp_path):
+    found = resolved("imsvd/table6", "paper", tmp_path)
+    assert len(found.evaluations) == len(found.pretrainings) == 3
+    units = {(jobs.metric, jobs.unit, jobs.higher_is_better) for jobs in found.cells}
+    assert units == {
+        ("linear_top1", "%", True),
+        ("linear_top5", "%", True),
+        ("pretrain_hours_per_100_epochs", "h", False),
+        ("pretrain_peak_memory_gb", "GB", False),
+    }
+
+
+def test_noise_floors_are_those_of_the_protocols(tmp_path):
+    found = resolved("imsvd/table3", "paper", tmp_path)
+    noise = {(jobs.unit, jobs.noise) for jobs in found.cells}
+    assert noise == {("AP", 0.3), ("mAP", 0.5), ("%", 0.5)}
+
+
+@pytest.mark.parametrize("scale", ["paper", "cifar10", "demo"])
+def test_no_two_settings_of_an_ablation_are_one_run_at_any_scale(scale, tmp_path):
+    for name in ("svib/table4", *(f"imsvd/table{n}" for n in range(5, 10))):
+        found = resolved(name, scale, tmp_path)
+        pairs = [(jobs.metric, jobs.evaluations) for jobs in found.cells]
+        assert len(set(pairs)) == len(pairs), name
+
+
+def test_a_narrow_scale_keeps_the_ratios_of_what_is_ablated(tmp_path):
+    methods = [
+        recipe_of(p).method
+        for p in resolved("imsvd/table9", "demo", tmp_path).pretrainings.values()
+    ]
+    assert [m.units for m in methods] == [6, 13, 16, 19, 26]
+    assert all(m.projector[-1] % m.units == 0 for m in methods)
+    widths = [
+        recipe_of(p).method.projector[-1]
+        for p in resolved("imsvd/table7", "demo", tmp_path).pretrainings.values()
+    ]
+    assert widths == [32, 32, 64, 48, 128, 128, 256, 256, 512, 512]
+    sizes = {
+        (p.recipe, recipe_of(p).batch_size)
+        for p in resolved("imsvd/table5", "demo", tmp_path).pretrainings.values()
+    }
+    assert {size for name, size in sizes if name.startswith("imsvd")} == {32, 64, 128, 256}
 
 
 @pytest.fixture

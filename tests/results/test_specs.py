@@ -104,6 +104,109 @@ def test_imsvd_table_3_carries_six_systems_over_three_data_sets():
     }
 
 
+def test_svib_table_4_carries_six_ablations_one_of_which_diverges():
+    rows = numbers("svib/table4")
+    assert rows == {
+        "1, ✓, ×, ×": ("66.3",),
+        "2, ×, ✓, 0.1": ("divergence",),
+        "3, ×, ✓, 0.5": ("61.3",),
+        "4, ✓, ✓, 0.5": ("64.2",),
+        "5, ✓, ✓, 0.1": ("66.8",),
+        "6, ✓, ✓, 0.5 → 0.01": ("67.3",),
+    }
+    table = all_tables()["svib/table4"]
+    assert table.may_diverge(0) and not all_tables()["svib/table1"].may_diverge(1)
+
+
+def test_imsvd_table_4_carries_time_memory_and_accuracy_of_five_systems():
+    assert numbers("imsvd/table4") == {
+        "SwAV": ("9h", "9.5G", "71.8"),
+        "BYOL": ("10h", "14.6G", "74.3"),
+        "Barlow Twins": ("12h", "11.3G", "73.2"),
+        "VICReg": ("11h", "11.3G", "73.2"),
+        "IMSVD": ("8.5h", "10.4G", "73.6"),
+    }
+    assert all_tables()["imsvd/table4"].hardware == (32, "V100")
+
+
+def test_imsvd_table_5_carries_three_systems_at_four_batch_sizes():
+    assert numbers("imsvd/table5") == {
+        "SimSiam": ("68.1", "68.0", "67.9", "64.0"),
+        "VICReg": ("68.2", "68.3", "68.6", "67.8"),
+        "IMSVD": ("68.3", "69.3", "69.4", "68.7"),
+    }
+
+
+def columns(table_name: str) -> dict[str, tuple[str, ...]]:
+    """A turned table as the paper prints it: heading of a column → its numbers."""
+    table = all_tables()[table_name]
+    labels = [column.label for column in table.columns]
+    return dict(zip(labels, zip(*(r.published for r in table.rows), strict=True), strict=True))
+
+
+def test_imsvd_table_6_carries_three_depths():
+    assert columns("imsvd/table6") == {
+        "Top-1": ("69.4", "68.5", "67.9"),
+        "Top-5": ("89.3", "88.3", "87.9"),
+        "Time/100ep": ("8.5h", "9.6h", "10.8h"),
+        "Memory/GPU": ("10.4G", "11.5G", "12.5G"),
+    }
+
+
+def test_imsvd_table_7_carries_five_dimensions_of_either_system():
+    assert columns("imsvd/table7") == {
+        "VICReg": ("62.4", "65.1", "67.3", "68.6", "68.8"),
+        "IMSVD": ("64.1", "66.6", "69.2", "69.4", "69.1"),
+        "Time/100ep": ("7.6h", "7.7h", "8.0h", "8.5h", "10.9h"),
+        "Memory/GPU": ("7.6G", "8.0G", "8.5G", "10.4G", "15.9G"),
+    }
+    labels = [(row.label.split()[0], *row.fields) for row in all_tables()["imsvd/table7"].rows]
+    assert labels == [
+        ("1024", "960"),
+        ("2048", "2000"),
+        ("4096", "4080"),
+        ("8192", "8160"),
+        ("16384", "16320"),
+    ]
+
+
+def test_imsvd_tables_8_and_9_carry_top_1_and_top_5():
+    assert columns("imsvd/table8") == {
+        "Top-1": ("65.4", "64.1", "68.3", "69.4"),
+        "Top-5": ("86.9", "86.4", "88.6", "89.3"),
+    }
+    assert list(numbers("imsvd/table8")) == ["DE+OE", "OE+TI", "DE+OE+TIC", "DE+OE+TI"]
+    assert columns("imsvd/table9") == {
+        "Top-1": ("67.8", "69.1", "69.4", "69.2", "68.4"),
+        "Top-5": ("88.5", "89.1", "89.3", "89.1", "88.5"),
+    }
+    assert [label.split()[0] for label in numbers("imsvd/table9")] == [
+        "32",
+        "64",
+        "80",
+        "96",
+        "128",
+    ]
+
+
+def test_the_one_hot_statistics_are_two_numbers():
+    assert numbers("imsvd/onehot") == {"IMSVD": ("91.18", "81.25")}
+
+
+def test_the_papers_print_282_numbers_in_fourteen_tables():
+    tables = find_tables(("all",))
+    papers = {"svib": 4, "imsvd": 10}
+    assert len(tables) == sum(papers.values())
+    stated = [
+        table.published(cell)
+        for table in tables
+        for cell in table.cells()
+        if table.published(cell).states_something
+    ]
+    assert len(stated) == 282
+    assert sum(cell.diverged for cell in stated) == 1
+
+
 def test_no_row_is_only_quoted():
     for table in all_tables().values():
         assert [row.label for row in table.rows if row.reason] == []
@@ -124,6 +227,13 @@ def test_a_footnote_mark_is_no_part_of_the_number():
     assert Published("-").value is None
 
 
+def test_hours_gigabytes_and_divergence_are_read_as_printed():
+    assert [Published(text).value for text in ("8.5h", "9h", "10.4G")] == [8.5, 9.0, 10.4]
+    assert Published("8.5h").marks == ""
+    assert (Published("divergence").value, Published("divergence").diverged) == (None, True)
+    assert not Published("-").states_something
+
+
 def test_cells_that_the_paper_leaves_empty_run_only_on_request():
     table = all_tables()["imsvd/table1"]
     assert len(list(table.wanted())) == 34
@@ -136,6 +246,16 @@ def test_table1_means_table_1_of_both_papers():
         assert [table.name for table in find_tables((name,))] == both
     both = [table.name for table in find_tables(("svib/table1", "table1"))]
     assert both == ["svib/table1", "imsvd/table1"]
+
+
+def test_all_means_every_table_of_the_papers_and_no_other():
+    names = [table.name for table in find_tables(("all",))]
+    assert names == [
+        *(f"svib/table{n}" for n in range(1, 5)),
+        *(f"imsvd/table{n}" for n in range(1, 10)),
+        "imsvd/onehot",
+    ]
+    assert [table.name for table in find_tables(("onehot",))] == ["imsvd/onehot"]
 
 
 def test_an_unknown_table_suggests_the_closest_one():

@@ -17,6 +17,26 @@ with _locked(Path(sys.argv[1])):
 """
 
 
+def test_a_run_that_diverges_ends_with_a_backbone_unless_other_ranks_know_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    from harness import train
+    from tests.recipes import RECIPES
+
+    recipe = RECIPES["untrained:RESNET50"]
+
+    def diverge(*_: object, **__: object) -> None:
+        raise train.NonFiniteLossError("the loss is nan: training has diverged", "the loss is nan")
+
+    monkeypatch.setattr(train, "pretrain", diverge)
+    path = jobs.pretrain(recipe, 0, tmp_path)
+    assert path.name == "backbone.pt" and path.parent.name.startswith("untrained-")
+    assert "training has diverged" in capsys.readouterr().err
+    monkeypatch.setattr(train, "keep_diverged", lambda error: False)
+    with pytest.raises(train.NonFiniteLossError):
+        jobs.pretrain(recipe, 0, tmp_path)
+
+
 @pytest.fixture
 def holder(tmp_path):
     path = lock_path(tmp_path, "key")
