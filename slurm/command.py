@@ -169,8 +169,8 @@ def show_plan(request: Request) -> None:
     """Print the missing jobs and what they cost where they would run."""
     plan, records = _plan(request)
     costs = estimate_costs(plan, find_site(request.args, plan.all_jobs), records)
-    print("\n".join(describe_plan(costs)))
-    print("\n".join(describe_published(request.tables, records.keys())))
+    jobs, *details = describe_plan(costs)
+    print("\n".join((jobs, *describe_published(request.tables, records.keys()), *details)))
 
 
 def _plan(request: Request) -> tuple[Plan, dict[str, Record]]:

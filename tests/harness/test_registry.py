@@ -24,6 +24,7 @@ def test_variants_are_found_by_name_with_a_did_you_mean():
 
 def test_files_are_the_registration():
     assert registry.names("protocol") == [
-        *("classifier", "coco_maskrcnn", "knn", "linear", "places205", "semisup", "voc07_svm")
+        *("classifier", "coco_maskrcnn", "knn", "linear", "onehot", "places205", "semisup"),
+        "voc07_svm",
     ]
     assert registry.find("method", "svib") is svib.SVIBConfig

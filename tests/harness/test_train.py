@@ -168,6 +168,17 @@ def test_a_finished_run_is_not_repeated(tiny_images, tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
+def test_imsvd_keeps_its_projector_with_the_trunk_and_vicreg_does_not(tiny_images, tmp_path):
+    kept = {}
+    for name in ("imsvd", "vicreg"):
+        recipe = replace(tiny(TRAINED[f"{name}:RESNET50"], tiny_images), epochs=1)
+        kept[name] = load_backbone(train.pretrain(recipe, 0, tmp_path))[0].projector
+    assert kept["vicreg"] is None and kept["imsvd"] is not None
+    assert kept["imsvd"].units == scale_recipe(TRAINED["imsvd:RESNET50"], SCALE).method.units
+    norms = [m for m in kept["imsvd"].layers if isinstance(m, torch.nn.BatchNorm1d)]
+    assert all(norm.num_batches_tracked == 6 for norm in norms)  # 3 steps of two views
+
+
 def test_zero_epochs_give_the_untrained_backbone_of_the_seed(tiny_images, tmp_path):
     recipe = replace(tiny(TRAINED["vicreg:RESNET50"], tiny_images), epochs=0)
     first, second = (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from harness.scale import SCALES
 from methods.imsvd import IMSVDConfig, discretise
 from protocols import onehot
 from protocols.onehot import OneHot
+from tests.gloo import run_on
 from tests.protocols.toys import TRANSFORM, PixelBackbone, toy_data
 
 TOY = OneHot(dataset="toy", transform=TRANSFORM)
@@ -128,3 +130,27 @@ def test_the_papers_settings_are_the_two_thresholds_over_train(tmp_path):
     demo = onehot.IMSVD.scaled(SCALES["demo"])
     assert (demo.dataset, demo.transform.size) == ("mnist5k", 32)
     assert fingerprint(demo) != fingerprint(replace(demo, split="val"))
+
+
+def spread_out(folder: Path) -> dict[str, tuple[float, float | None, float | None]]:
+    backbone = PixelBackbone()
+    generator = torch.Generator().manual_seed(0)
+    widths = (backbone.dim, 40)
+    layers = nn.Sequential(nn.Linear(*widths)).requires_grad_(False)
+    layers[0].weight.copy_(3 * torch.randn(40, backbone.dim, generator=generator))
+    layers[0].bias.zero_()
+    backbone.projector = OwnProjector(layers, widths, UNITS, temperature=1.0)
+    with toy_data(noise=190, images=331):
+        return {name: tuple(found) for name, found in TOY.run(backbone, folder).items()}
+
+
+def test_one_and_two_processes_agree_on_every_variable(tmp_path):
+    alone = spread_out(tmp_path / "alone")
+    assert 0 < alone["onehot_99"][0] < alone["onehot_90"][0] < 100
+    assert run_on(2, spread_out, tmp_path, tmp_path / "pair") == [alone, alone]
+    with (
+        np.load(tmp_path / "alone" / "predictions.npz") as one,
+        np.load(tmp_path / "pair" / "predictions.npz") as two,
+    ):
+        assert one["indices"].tolist() == list(range(331))
+        assert all(np.array_equal(one[name], two[name]) for name in one)
