@@ -162,7 +162,7 @@ def _compared(
         reason = result.reason or f"{scale.name} isn't the paper's scale"
         return replace(result, status="other scale", reason=reason)
     differs = table.rows[result.cell.row].differs.get(column.label, "")
-    if measures.is_cost(column.metric):
+    if measures.is_cost(table.work(result.cell).metric):
         costs = [record.pretrain_cost for record in records]
         others = [measures.other_hardware(cost, table.hardware) for cost in costs]
         differs = differs or next(filter(None, others), "")

@@ -153,6 +153,29 @@ def test_a_diverged_run_may_end_with_a_backbone_that_says_so(tiny_images, tmp_pa
     assert train.keep_diverged(again.value) and path.stat().st_mtime_ns == before
 
 
+def diverge(dataset: str, runs: str) -> tuple[bool, str]:
+    """Whether divergence was kept, and what backbone.pt says of it; one process is poisoned."""
+    recipe = replace(tiny(TRAINED["vicreg:RESNET50"], dataset), epochs=1)
+
+    def poison(run: train.Run) -> None:
+        if train.dist.rank() == train.dist.world() - 1:
+            with torch.no_grad():
+                run.method.projector[-1].weight.fill_(float("nan"))
+
+    try:
+        train.pretrain(recipe, 0, Path(runs), on_step=poison)
+    except train.NonFiniteLossError as error:
+        kept = train.keep_diverged(error)
+        path = Path(runs) / pretrain_key(recipe, 0) / "backbone.pt"
+        return kept, load_backbone(path)[1]["diverged"]
+    return False, ""
+
+
+def test_two_processes_diverge_together(tiny_images, tmp_path):
+    for kept, end in run_on(2, diverge, tmp_path, tiny_images, str(tmp_path / "runs")):
+        assert kept and end.startswith("the loss term invariance is nan at step 1 of vicreg-")
+
+
 def test_what_only_one_of_several_processes_knows_is_no_outcome(monkeypatch):
     error = train.NonFiniteWeightError("text", "a weight is not finite")
     assert train.keep_diverged(error)
