@@ -16,7 +16,8 @@ T = TypeVar("T")
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 1 if a job failed, 2 for a wrong request."""
     argv = sys.argv[1:] if argv is None else argv
-    action = {"doctor": _doctor, "explain": _explain, "clean": _clean}.get(argv[0] if argv else "")
+    actions = {"doctor": _doctor, "explain": _explain, "report": _report, "clean": _clean}
+    action = actions.get(argv[0] if argv else "")
     try:
         return action(argv[1:]) if action else _tables(argv)
     except UserError as error:
@@ -62,6 +63,15 @@ def _explain(argv: list[str]) -> int:
     args = _parsed(explain.Arguments, argv, "explain")
     print(explain.explain(args.first, args.second))
     return 0
+
+
+def _report(argv: list[str]) -> int:
+    from slurm.arguments import Report
+
+    args = _parsed(Report, argv, "report")
+    from slurm.report import run
+
+    return run(args)
 
 
 def _clean(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -21,6 +22,10 @@ from results.table import DIVERGENCE, EMPTY, Published, Table
 
 SHOWN: dict[Status, str] = {"other scale": "can't be compared (other scale)", "stale": "stale (†)"}
 MARKS: dict[Status, str] = {"stale": "†", "different protocol": "‡"}
+COST_LEGEND = (
+    "Pretraining: mean over runs, all attempts of each. Hours are wall clock; an image counts once "
+    "with all its views. On CPU: hours of its processes, memory of one of them."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,16 @@ class Drawing:
     def record_path(self, key: str) -> str:
         """A record's file, relative to the drawing."""
         return Path(os.path.relpath(self.records / f"{key}.json", self.folder)).as_posix()
+
+
+class CellTexts(NamedTuple):
+    """A cell in words: "70.3 ± 0.3", "69.2 - 69.7", "2 of 3", "70.0†", "+0.3"."""
+
+    ours: str
+    interval: str
+    runs: str
+    paper: str
+    delta: str
 
 
 def save(drawing: Drawing) -> list[Path]:
@@ -106,6 +121,12 @@ def render_costs(drawing: Drawing, costs: Sequence[RowCost]) -> str:
     parts = [f"# {drawing.table.title}: cost", f"Scale: {scale.name} ({scale.about})."]
     if not costs:
         return "\n\n".join([*parts, "No record tells yet what it cost."]) + "\n"
+    headings, rows = cost_rows(drawing, costs)
+    return "\n\n".join([*parts, _table(rows, headings), f"- {COST_LEGEND}"]) + "\n"
+
+
+def cost_rows(drawing: Drawing, costs: Sequence[RowCost]) -> tuple[list[str], list[list[str]]]:
+    """Headings and, for each cost, the row of texts below them."""
     rows = [
         [
             drawing.table.row_name(cost.row),
@@ -121,12 +142,7 @@ def render_costs(drawing: Drawing, costs: Sequence[RowCost]) -> str:
         for cost in costs
     ]
     headings = ["Row", "Epochs", "Runs", "Hardware", "Hours per 100 epochs", "GPU-hours"]
-    headings += ["images/s", "Peak GB per GPU", "Evaluations, hours"]
-    legend = (
-        "- Pretraining: mean over runs, all attempts of each. Hours are wall clock; an image "
-        "counts once with all its views. On CPU: hours of its processes, memory of one of them."
-    )
-    return "\n\n".join([*parts, _table(rows, headings), legend]) + "\n"
+    return [*headings, "images/s", "Peak GB per GPU", "Evaluations, hours"], rows
 
 
 def _hours(cost: RowCost) -> str:
@@ -233,7 +249,7 @@ def _legend(drawing: Drawing) -> str:
     if any(result.sd is not None for result in drawing.results):
         lines.append("±: standard deviation over seeds.")
     if "match" in shown or "gap" in shown:
-        lines.append(_tolerance(drawing))
+        lines.append(tolerance(drawing))
     if "stale" in shown:
         lines.append("Ours with †: recorded by an older version of the code.")
     if "different protocol" in shown:
@@ -241,7 +257,8 @@ def _legend(drawing: Drawing) -> str:
     return "\n".join(f"- {line}" for line in [*lines, *drawing.table.footnotes])
 
 
-def _tolerance(drawing: Drawing) -> str:
+def tolerance(drawing: Drawing) -> str:
+    """How far apart a match may be, in a sentence."""
     units: dict[tuple[float, str], None] = {}
     for result in drawing.results:
         if result.wanted:
@@ -257,11 +274,7 @@ def _details(drawing: Drawing) -> str:
         [
             table.row_name(result.cell.row),
             table.columns[result.cell.column].label,
-            _ours(result) if result.values or result.diverged else "",
-            " - ".join(_number(end) for end in result.interval or ()),
-            f"{len(result.values) + result.diverged} of {result.wanted}" if result.wanted else "",
-            result.published.text,
-            _signed(result.delta),
+            *cell_texts(result),
             _status(result),
             " ".join(f"[{key}]({drawing.record_path(key)})" for key in result.records),
         ]
@@ -269,6 +282,17 @@ def _details(drawing: Drawing) -> str:
     ]
     headings = ["Row", "Column", "Ours", "95 % interval", "n", "Paper", "Δ", "Status", "Record"]
     return _table(rows, headings)
+
+
+def cell_texts(result: CellResult) -> CellTexts:
+    """What is known about a cell, rounded; "" for what isn't."""
+    return CellTexts(
+        ours=_ours(result) if result.values or result.diverged else "",
+        interval=" - ".join(_number(end) for end in result.interval or ()),
+        runs=f"{len(result.values) + result.diverged} of {result.wanted}" if result.wanted else "",
+        paper=result.published.text,
+        delta=_signed(result.delta),
+    )
 
 
 def _status(result: CellResult) -> str:

@@ -34,8 +34,13 @@ def trace(table: Table, result: CellResult, records: Path) -> str:
 
 
 def _record_lines(record: Record) -> Sequence[str]:
+    return [f"  {name}: {_text(value)}" for name, value in chain(record).items()]
+
+
+def chain(record: Record) -> dict[str, Any]:
+    """What a record's numbers come from, by name, from the seed to the recipe."""
     environment = dict(record.environment)
-    chain = {
+    return {
         "seed": record.seed,
         "metrics": record.metrics,
         "commit": environment.pop("commit", "unknown"),
@@ -51,7 +56,6 @@ def _record_lines(record: Record) -> Sequence[str]:
         "protocol": record.protocol,
         "recipe": record.recipe,
     }
-    return [f"  {name}: {_text(value)}" for name, value in chain.items()]
 
 
 def _cost(cost: Cost | None, seconds: float) -> str:

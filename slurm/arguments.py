@@ -16,8 +16,8 @@ class Arguments:
     """Run what is missing of the papers' tables, then print them beside the papers' numbers.
 
     Other actions have their own --help: `doctor` checks beforehand all that tables need, `explain
-    A.json B.json` says why two records differ, `clean` removes the features that evaluations keep
-    on disk.
+    A.json B.json` says why two records differ, `report` writes tables and records as one HTML page,
+    `clean` removes the features that evaluations keep on disk.
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]]
@@ -67,6 +67,33 @@ class Arguments:
 @dataclass(frozen=True, kw_only=True)
 class Clean:
     """Remove the features that evaluations keep on disk; records and checkpoints stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write tables, figures, costs and all records behind them as one HTML page.
+
+    Nothing is run, and the page loads nothing from elsewhere: it can be opened from disk or sent.
+    """
+
+    tables: tyro.conf.Positional[tuple[str, ...]] = ()
+    """svib/table1, imsvd/table2, …; by default every table."""
+    scale: str | None = None
+    """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
+    DATA_ROOT, else demo."""
+    seeds: int | None = None
+    """Runs per cell; by default the table's or the scale's own number."""
+    fill: bool = False
+    """Also the cells that the paper leaves empty."""
+    runs: Path = ROOT / "runs"
+    """Folder of checkpoints and logs."""
+    records: Path = ROOT / "results" / "records"
+    """Folder of the records."""
+    figures: Path | None = None
+    """Folder of PNGs to embed, without those named for another scale (fig4.demo.png); by default
+    figures/ beside the page."""
+    out: Path | None = None
+    """The page; by default results/tables/report.<scale>.html."""
 
 
 @dataclass(frozen=True, kw_only=True)
