@@ -40,6 +40,11 @@ def items(lines: Iterable[str]) -> str:
     return element("ul", found) if found else ""
 
 
+def caption(name: str, line: str) -> str:
+    """A table's caption, which names its container; in view however far the table is scrolled."""
+    return element("caption", element("span", text(line)), id=f"{name}-caption")
+
+
 def scrolling(name: str, table: str) -> str:
     """A table in a container of its own that scrolls, by keyboard too; named by its caption."""
     return element(
@@ -47,8 +52,8 @@ def scrolling(name: str, table: str) -> str:
     )
 
 
-def grid(name: str, caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A sortable table of texts; the first column heads the rows."""
+def grid(name: str, line: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A sortable table of texts under a caption; the first column heads the rows."""
     heads = [
         element("th", text(heading), scope="col", data_column=i, data_name=heading)
         for i, heading in enumerate(headings)
@@ -59,7 +64,7 @@ def grid(name: str, caption: str, headings: Sequence[str], rows: Sequence[Sequen
     ]
     table = element(
         "table",
-        element("caption", text(caption), id=f"{name}-caption"),
+        caption(name, line),
         element("thead", element("tr", *heads)),
         element("tbody", "\n".join(body)),
         class_="sortable",

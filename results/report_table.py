@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness.scale import Scale
 from results.cells import CellResult
-from results.markup import element, items, scrolling, text
+from results.markup import caption, element, items, scrolling, text
 from results.provenance import record_id
 from results.render import MARKS, Drawing, cell_texts, tolerance
 
@@ -42,13 +42,13 @@ def table_section(drawing: Drawing) -> str:
 
 def _table(drawing: Drawing, reasons: dict[str, int]) -> str:
     table = drawing.table
-    caption = f"{table.title}: ours beside the paper's, {scale_in_words(drawing.scale)}"
+    line = f"{table.title}: ours beside the paper's, {scale_in_words(drawing.scale)}"
     plain = len(table.fields) + 1
     groups = [element("colgroup", span=plain)]
     groups += [element("colgroup", span=len(_MEASURES)) for _ in table.columns]
     return element(
         "table",
-        element("caption", text(caption), id=f"{table_id(drawing)}-caption"),
+        caption(table_id(drawing), line),
         *groups,
         _head(drawing),
         element("tbody", "\n".join(_rows(drawing, reasons))),
