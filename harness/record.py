@@ -68,11 +68,29 @@ class Record:
         try:
             values = json.loads(path.read_text())
             costs = {k: _cost(values.get(k)) for k in ("cost", "pretrain_cost")}
-            return cls(**(values | costs))
+            record = cls(**(values | costs))
+            _check_types(record)
+            return record
         except (json.JSONDecodeError, AttributeError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path} is not a record ({error}); delete it to run it again"
             ) from error
+
+
+def _check_types(record: Record) -> None:
+    """Refuse what a file may hold and no evaluation writes, before something computes with it.
+
+    Raises:
+        TypeError: Named by field.
+    """
+    for name in ("metrics", "intervals", "protocol", "checkpoint", "data", "environment"):
+        if not isinstance(getattr(record, name), dict):
+            raise TypeError(f"its {name} are no mapping")
+    numbers = (*record.metrics.values(), record.seconds, record.pretrain_seconds)
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("a metric or its seconds are no number")
+    if not all(isinstance(name, str) for name in (record.key, record.slot)):
+        raise TypeError("its key or slot is no text")
 
 
 def _cost(values: dict[str, Any] | None) -> Cost | None:

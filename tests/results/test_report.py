@@ -1,6 +1,7 @@
 """The report: its structure as a parser sees it, and, where there is one, as a browser does."""
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import reproduce
-from harness.record import Cost
+from harness.record import Cost, load_records
 from harness.scale import Scale
 from results.cells import Findings, cell_results
 from results.provenance import Place, find_figures, render_record
@@ -234,6 +235,24 @@ def test_a_key_cannot_leave_its_attribute_or_become_an_address():
     assert addresses[1].startswith("../records/javascript%3A")
     assert unquote(addresses[1]) == f"../records/{key}.json"
     assert re.fullmatch(r"record-[0-9a-f]{16}", found.elements[0][1]["id"] or "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"knn_20": "<b>99</b>"}},
+        {"environment": "<b>none</b>"},
+        {"data": ["<b>"]},
+        {"seconds": None},
+        {"key": 1},
+    ],
+)
+def test_a_file_whose_values_are_of_another_kind_is_no_record(changes, tmp_path, capsys):
+    good, bad = sample.record("good", 1.0), sample.record("bad", 2.0)
+    good.save(tmp_path)
+    (tmp_path / "bad.json").write_text(json.dumps(dataclasses.asdict(bad) | changes))
+    assert load_records(tmp_path) == {"good": good}
+    assert "bad.json is not a record" in capsys.readouterr().err
 
 
 def test_nothing_is_loaded_and_only_the_pages_own_script_may_run(tmp_path):
