@@ -12,7 +12,7 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import Drawn, canvas, main, show_image
+from figures.drawing import OUT, Drawn, canvas, main, show_image
 from figures.pictures import for_trunk, load_pictures, to_show
 from harness import dist
 from harness.backbone import Backbone, ViT
@@ -32,7 +32,7 @@ class Attention:
     images: str = "imagenet"  # a folder of images, or a data set, of whose val some are taken
     count: int = 4  # images
     size: int = 0  # their side in pixels, a multiple of the patch; 0: as trained
-    out: Path = Path("results/figures")  # gets attention.png and attention.svg
+    out: Path = OUT  # gets attention.png and attention.svg
 
 
 def make(args: Attention) -> Drawn:

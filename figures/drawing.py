@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from harness.errors import UserError
 from harness.files import written_atomically
 
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "results" / "figures"  # where figures are left unless --out says otherwise
 DPI = 150  # of the PNG
 # Colours that people with any kind of colour vision tell apart (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import Drawn, canvas, main, show_image
+from figures.drawing import OUT, Drawn, canvas, main, show_image
 from figures.pictures import for_trunk, load_pictures, to_show
 from harness import dist
 from harness.backbone import OwnProjector, ResNet
@@ -42,7 +42,7 @@ class GradCAM:
     count: int = 6  # images of each unit
     size: int = 0  # side of the images in pixels; 0: as trained
     overlay: bool = True  # False: the images alone, as in the paper's Fig. 4
-    out: Path = Path("results/figures")  # gets gradcam.png and .svg, or units.png and .svg
+    out: Path = OUT  # gets gradcam.png and .svg, or units.png and .svg
 
 
 def make(args: GradCAM) -> Drawn:

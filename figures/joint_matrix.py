@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import COLOURS, Drawn, canvas, main
+from figures.drawing import COLOURS, OUT, Drawn, canvas, main
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.checkpoint import load_backbone
@@ -41,7 +41,7 @@ class JointMatrix:
     images: int = 0  # draw so many of train instead of all
     image: int = 0  # of the first batch, whose embeddings are shown
     seed: int = 0  # of the random views
-    out: Path = Path("results/figures")  # gets joint_matrix.png and joint_matrix.svg
+    out: Path = OUT  # gets joint_matrix.png and joint_matrix.svg
 
 
 def make(args: JointMatrix) -> Drawn:
