@@ -82,7 +82,17 @@ def run(name: str, arguments: Sequence[str]) -> None:
     module = importlib.import_module(f"figures.{entry.module}")
     from figures.drawing import main
 
-    main(getattr(module, entry.arguments), module.make, [*given, *entry.fixed])
+    kind = getattr(module, entry.arguments)
+    more = _about(entry) if entry.recipes else ""
+    main(kind, module.make, [*given, *entry.fixed], prog=f"reproduce.py {name}", more=more)
+
+
+def _about(entry: Entry) -> str:
+    shown = " and ".join(entry.recipes)
+    return (
+        f"Without --ckpt: the longest finished run of {shown} in {entry.table} at --scale (paper,"
+        " cifar10, cifar10-mini or demo; default paper) in the folder --runs."
+    )
 
 
 def checkpoints(entry: Entry, scale: Scale, runs: Path) -> list[Path]:

@@ -79,17 +79,28 @@ def main(
     kind: type[Arguments],
     make: Callable[[Arguments], Drawn],
     arguments: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    more: str = "",
 ) -> None:
     """A figure's command line, made from the dataclass of its arguments.
 
     Its numbers and the paths of its files go to stdout; exits with 2 on a user's mistake.
+
+    Args:
+        kind: The dataclass; its docstring and field comments are the help.
+        make: Draws.
+        arguments: Default: the process's.
+        prog: Its name in the help, where it isn't the script's.
+        more: What the help says besides.
     """
     import tyro
 
     args = tyro.cli(
         kind,
         args=None if arguments is None else list(arguments),
-        description=inspect.getdoc(kind),
+        prog=prog,
+        description="\n\n".join(filter(None, (inspect.getdoc(kind), more))),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     try:

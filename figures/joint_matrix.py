@@ -36,8 +36,8 @@ class JointMatrix:
 
     ckpt: Path  # a backbone.pt of IMSVD, which carries the projector
     dataset: str = ""  # whose train split; by default the one that it was trained on
-    variables: int = 5  # the matrix' top-left block shows so many
-    embedded: int = 10  # variables of the embeddings, as many as there are
+    variables: int = 5  # of the matrix' top-left block; fewer where the network has fewer
+    embedded: int = 10  # variables of the embeddings, likewise
     images: int = 0  # draw so many of train instead of all
     image: int = 0  # of the first batch, whose embeddings are shown
     seed: int = 0  # of the random views
@@ -60,7 +60,8 @@ def make(args: JointMatrix) -> Drawn:
         data, trained_views(recipe), seed=args.seed, epoch=0, batch_size=BATCH_SIZE, plan=plan
     )
     kept: list[Assignments] = []
-    joint = joint_matrix(_first_kept(assignments(backbone, batches), kept), args.variables)
+    with frozen(backbone):
+        joint = joint_matrix(_first_kept(assignments(backbone, batches), kept), args.variables)
     shown = Assignments(*(p[args.image % len(p), : args.embedded] for p in kept[0]))
     epochs = recipe.get("epochs")
     title = f"{dataset} train, {len(data):,} images" + (f", {epochs} epochs" if epochs else "")
@@ -74,11 +75,9 @@ def _check(args: JointMatrix, backbone: Backbone) -> None:
             f"{args.ckpt} holds a trunk without a projector whose output is discrete; give a"
             " backbone.pt of imsvd:RESNET50"
         )
-    most = projector.widths[-1] // projector.units
-    if not 0 < args.variables <= most:
-        raise UserError(
-            f"--variables {args.variables} is out of range: the network has {most} of them"
-        )
+    for name in ("variables", "embedded"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} shows nothing; ask for at least 1")
 
 
 def trained_views(recipe: dict[str, Any]) -> tuple[View, View]:
@@ -99,14 +98,13 @@ def _view(values: dict[str, Any]) -> View:
 
 
 def assignments(backbone: Backbone, batches: Iterable[Batch]) -> Iterator[Assignments]:
-    """Assignments of each batch under its two views, all variables, in eval mode."""
+    """Assignments of each batch under its two views, all variables, of a frozen trunk."""
     projector = backbone.projector
     assert projector is not None
     projector.layers.to(dist.device()).eval()
-    with frozen(backbone):
-        for batch in batches:
-            first, second = (projector.assignments(backbone(view)) for view in batch.views)
-            yield Assignments(first, second)
+    for batch in batches:
+        first, second = (projector.assignments(backbone(view)) for view in batch.views)
+        yield Assignments(first, second)
 
 
 def _first_kept(found: Iterable[Assignments], kept: list[Assignments]) -> Iterator[Assignments]:

@@ -60,3 +60,11 @@ def test_without_the_runs_it_says_what_to_run(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "no run of dino:VIT_SMALL at the demo scale is finished" in error
     assert "run reproduce.py svib/table1 --scale demo first, or give --ckpt" in error
+
+
+def test_the_help_tells_whose_weights_are_shown(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["svib/fig4", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("usage: reproduce.py svib/fig4 ")
+    assert "the longest finished run of dino:VIT_SMALL and svib:VIT_SMALL in svib/table1" in said

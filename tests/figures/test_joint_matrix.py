@@ -79,8 +79,9 @@ def checkpoint(folder: Path, *, projector: bool = True) -> Path:
 
 
 def test_a_checkpoint_becomes_a_png_and_an_svg_that_say_what_was_measured(tmp_path):
-    args = JointMatrix(ckpt=checkpoint(tmp_path), variables=2, images=130, out=tmp_path)
+    args = JointMatrix(ckpt=checkpoint(tmp_path), images=130, out=tmp_path)
     drawn = make(args)
+    assert drawn.figure.axes[0].images[0].get_array().shape == (12, 12)  # 3 variables, not 5
     png, svg = save(drawn, args.out)
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "mnist5k train, 130 images, 31 epochs" in svg.read_text()
@@ -98,8 +99,8 @@ def test_the_matrix_is_drawn_block_by_block():
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["v1", "v2"]
 
 
-def test_a_trunk_without_variables_and_too_many_of_them_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--variables 4 is out of range: the network has 3"):
-        make(JointMatrix(ckpt=checkpoint(tmp_path), variables=4))
+def test_a_trunk_without_variables_and_a_figure_of_none_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--variables 0 shows nothing; ask for at least 1"):
+        make(JointMatrix(ckpt=checkpoint(tmp_path), variables=0))
     with pytest.raises(UserError, match="without a projector"):
         make(JointMatrix(ckpt=checkpoint(tmp_path, projector=False)))
