@@ -1,4 +1,4 @@
-"""Reproduce the papers' tables: `python reproduce.py table1`."""
+"""Reproduce the papers' tables and figures: `python reproduce.py table1`, `… svib/fig4`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     actions = {"doctor": _doctor, "explain": _explain, "report": _report, "clean": _clean}
     action = actions.get(argv[0] if argv else "")
     try:
+        if _is_figure(argv):
+            return _figure(argv)
         return action(argv[1:]) if action else _tables(argv)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -46,6 +48,21 @@ def _tables(argv: list[str]) -> int:
     from slurm.command import run
 
     return run(args)
+
+
+def _is_figure(argv: list[str]) -> bool:
+    if not argv or argv[0].startswith("-"):
+        return False
+    from figures.catalog import FIGURES
+
+    return argv[0] in FIGURES
+
+
+def _figure(argv: list[str]) -> int:
+    from figures import catalog
+
+    catalog.run(argv[0], argv[1:])
+    return 0
 
 
 def _doctor(argv: list[str]) -> int:
