@@ -198,6 +198,8 @@ def test_the_variants_carry_the_settings_of_their_sources():
         "corinfomax_10": ((0.005,), (20.0,), (20,), 256, "steps"),
         "pirl_1": ((0.01,), (0.01,), (70,), 256, "steps"),
         "pirl_10": ((0.01,), (0.01,), (70,), 256, "steps"),
+        "npid_1": ((0.01,), (0.01,), (70,), 256, "steps"),
+        "npid_10": ((0.01,), (0.01,), (70,), 256, "steps"),
         "svib_1": ((0.8,), (0.8,), (60,), 4096, "cosine_by_step"),
         "svib_10": ((0.8,), (0.8,), (30,), 4096, "cosine_by_step"),
     }
