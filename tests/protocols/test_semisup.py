@@ -206,7 +206,8 @@ def test_the_variants_carry_the_settings_of_their_sources():
     for name, variant in semisup.VARIANTS.items():
         method = name.rpartition("_")[0]
         assert variant.percent == float(name.rpartition("_")[2])
-        assert (variant.weight_decay, variant.momentum, variant.seed) == (0.0, 0.9, 0)
+        decay = 1e-4 if method == "npid" else 0.0
+        assert (variant.weight_decay, variant.momentum, variant.seed) == (decay, 0.9, 0)
         assert (variant.dataset, variant.subset) == ("imagenet", "auto")
         google = method in ("byol", "simclr_v1", "simclr_v2", "svib")
         assert variant.sync_bn == (google or method == "swav")
