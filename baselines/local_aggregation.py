@@ -11,7 +11,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness import views
 from harness.backbone import Backbone
@@ -19,7 +18,7 @@ from harness.errors import UserError
 from harness.heads import mlp
 from harness.kmeans import kmeans, shared_seed
 from harness.loader import Batch
-from harness.memory import MemoryBank
+from harness.memory import BankMethod, MemoryBank
 from harness.method import Method, TrainImages
 from harness.nce import draw_candidates, nce, similarities
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
@@ -72,7 +71,7 @@ class LocalAggregationConfig(MethodConfig):
         )
 
 
-class LocalAggregation(Method):
+class LocalAggregation(BankMethod):
     """Trunk, a linear projector, the memory bank, and the clusters of each of its rows.
 
     Memory per process at the paper's setting: 656 MB for the bank, 51 MB for the clusters, and per
@@ -86,26 +85,21 @@ class LocalAggregation(Method):
     assignments: Tensor
 
     def __init__(self, config: LocalAggregationConfig, backbone: Backbone, images: int) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.projector = mlp(
+        projector = mlp(
             (backbone.dim, config.width),
             last_bias=True,
             last_norm="plain" if config.centred else "none",
         )
-        self.memory = MemoryBank(images, config.width)
+        memory = MemoryBank(images, config.width)
+        super().__init__(backbone, projector, memory, momentum=config.bank_momentum)
+        self.config = config
         # As in the code, every image is a cluster of its own until the first k-means.
         own = torch.arange(images, dtype=torch.int32)[:, None].repeat(1, config.clusterings)
         self.register_buffer("assignments", own)
-        self._seen: tuple[Tensor, Tensor] | None = None  # indices and embeddings of the step
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Instance discrimination in the first epochs, then the local aggregation metric."""
-        (view,) = batch.views
-        bank = self.memory.rows
-        z = F.normalize(self.projector(self.backbone(view)).to(bank.dtype), dim=1)
-        self._seen = batch.indices, z.detach()
+        z, bank = self.embed(batch), self.memory.rows
         if progress.epoch < self.config.first_epochs:
             return {"NCE": self._discrimination(z, batch), "LA": z.new_zeros(())}
         neighbours = nearest_rows(z, bank, min(self.config.background, len(bank)))
@@ -120,11 +114,6 @@ class LocalAggregation(Method):
         rows = draw_candidates(generator, batch.indices, self.config.negatives, len(bank))
         logits = similarities(z, bank, rows) / self.config.temperature
         return nce(logits, logits.new_tensor(_NORMALISER * len(bank)), len(bank))
-
-    def after_step(self, progress: Progress) -> None:
-        """Move the rows of the step's images towards their embeddings."""
-        assert self._seen is not None
-        self.memory.update(*self._seen, self.config.bank_momentum)
 
     @torch.no_grad()
     def after_epoch(self, progress: Progress, images: TrainImages) -> list[nn.Parameter]:

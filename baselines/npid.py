@@ -11,13 +11,12 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness import views
 from harness.backbone import Backbone
 from harness.heads import mlp
 from harness.loader import Batch
-from harness.memory import MemoryBank
+from harness.memory import BankMethod, MemoryBank
 from harness.method import Method
 from harness.nce import draw_candidates, nce, partition, similarities
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Progress, Recipe, TrainingSize
@@ -51,7 +50,7 @@ class NPIDConfig(MethodConfig):
         )
 
 
-class NPID(Method):
+class NPID(BankMethod):
     """Trunk, a linear projector, the memory bank and the constant Z of the first batch.
 
     Memory per process at the paper's setting: the bank's 656 MB, and 2.1 MB per image of a step.
@@ -60,35 +59,25 @@ class NPID(Method):
     normaliser: Tensor
 
     def __init__(self, config: NPIDConfig, backbone: Backbone, images: int) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = backbone
-        self.projector = mlp(
+        projector = mlp(
             (backbone.dim, config.width),
             last_bias=True,
             last_norm="plain" if config.centred else "none",
         )
-        self.memory = MemoryBank(images, config.width)
+        memory = MemoryBank(images, config.width)
+        super().__init__(backbone, projector, memory, momentum=config.bank_momentum)
+        self.config = config
         self.register_buffer("normaliser", torch.ones(()))
-        self._seen: tuple[Tensor, Tensor] | None = None  # indices and embeddings of the step
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """NCE of each image's embedding with its own row of the bank."""
-        (view,) = batch.views
-        bank = self.memory.rows
-        z = F.normalize(self.projector(self.backbone(view)).to(bank.dtype), dim=1)
+        z, bank = self.embed(batch), self.memory.rows
         generator = torch.Generator(z.device).manual_seed(batch.seed)
         rows = draw_candidates(generator, batch.indices, self.config.negatives, len(bank))
         logits = similarities(z, bank, rows) / self.config.temperature
         if progress.epoch == 0:  # the run's first batch; Z is a constant from then on (Eq. 8)
             self.normaliser.copy_(partition(logits, len(bank)))
-        self._seen = batch.indices, z.detach()
         return {"NCE": nce(logits, self.normaliser, len(bank))}
-
-    def after_step(self, progress: Progress) -> None:
-        """Move the rows of the step's images towards their embeddings."""
-        assert self._seen is not None
-        self.memory.update(*self._seen, self.config.bank_momentum)
 
 
 RESNET50 = Recipe(

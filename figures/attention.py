@@ -159,6 +159,7 @@ def draw(pictures: Tensor, maps: Sequence[Tensor], names: Sequence[str], title: 
         show_image(line[0], to_show(pictures)[image])
         line[0].set_ylabel(names[which])
         found = maps[which][image]
+        # A trunk of fewer heads than another leaves panels over, which are switched off below.
         for axes, values in zip(line[1:], (found.mean(dim=0), *found), strict=False):
             show_image(
                 axes, values.numpy(), cmap="inferno", vmin=0, extent=side, interpolation="nearest"

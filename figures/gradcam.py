@@ -173,6 +173,7 @@ def draw(pictures: Tensor, best: dict[Unit, Tensor], maps: dict[Unit, Tensor], t
     grid = figure.subplots(len(best), columns, squeeze=False)
     for line, (unit, rows) in zip(grid, best.items(), strict=True):
         line[0].set_ylabel(f"variable {unit.variable}\nunit {unit.unit}")
+        # Units of fewer images than others leave panels over, which are switched off below.
         for axes, image in zip(line, to_show(pictures[rows]), strict=False):
             show_image(axes, image)
         for axes, heat in zip(line, maps.get(unit, ()), strict=False):

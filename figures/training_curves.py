@@ -117,6 +117,7 @@ def draw(runs: Sequence[Curves]) -> Any:
     grid = figure.subplots(len(methods), columns + 1, squeeze=False, gridspec_kw=widths)
     for line, method in zip(grid, methods, strict=True):
         own = [run for run in runs if run.method == method]
+        # Methods of fewer terms than others leave panels over, which are switched off below.
         for axes, name in zip(line, terms[method], strict=False):
             _panel(axes, own, name)
         for axes in line[len(terms[method]) :]:

@@ -146,6 +146,7 @@ def _differences(known: Published, train: Part, val: Part) -> Iterator[str]:
         found = f"{train.classes[0]} … {train.classes[-1]}"
         yield f"the classes, {found}, are not in order the published ones{usual}"
     each = known.val_per_class
+    # not strict: images of several classes are not counted class by class
     odd = [(n, c) for n, c in zip(val.classes, val.per_class, strict=False) if each and c != each]
     if odd and val.images == known.val:
         yield f"val has {odd[0][1]} images of class {odd[0][0]}, not {each}"

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import dist
+from harness.backbone import Backbone
+from harness.loader import Batch
+from harness.method import Method
+from harness.recipe import Progress
 
 
 class Queue(nn.Module):
@@ -68,3 +72,29 @@ class MemoryBank(nn.Module):
         indices, new = dist.gather_batch(indices), dist.gather_batch(embeddings)
         mixed = torch.lerp(new.to(self.rows.dtype), self.rows[indices], momentum)
         self.rows[indices] = F.normalize(mixed, dim=1)
+
+
+class BankMethod(Method):
+    """A trunk and a projector whose embeddings meet those of earlier steps, kept in a bank."""
+
+    def __init__(
+        self, backbone: Backbone, projector: nn.Module, memory: MemoryBank, *, momentum: float
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.memory = memory
+        self._momentum = momentum
+        self._seen: tuple[Tensor, Tensor] | None = None  # indices and embeddings of the step
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Unit rows (n, width) of the only view, in the bank's precision."""
+        (view,) = batch.views
+        z = F.normalize(self.projector(self.backbone(view)).to(self.memory.rows.dtype), dim=1)
+        self._seen = batch.indices, z.detach()
+        return z
+
+    def after_step(self, progress: Progress) -> None:
+        """Move the rows of the step's images towards their embeddings."""
+        assert self._seen is not None
+        self.memory.update(*self._seen, self._momentum)
