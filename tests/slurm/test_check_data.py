@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,28 @@ def test_a_missing_data_set_says_how_to_get_it(root):
     check = check_dataset("imagenet", "1 evaluation")
     assert not check.ok
     assert check.mend.startswith("register at image-net.org")
+
+
+def test_the_command_that_a_missing_imagenet100_prints_links_its_classes(root, monkeypatch):
+    fill(root / "imagenet", classes=("n1", "n2", "n3"))
+    missing = check_dataset("imagenet100", "1 pretraining")
+    assert not missing.ok
+    assert missing.mend.startswith("put imagenet100.txt of the GitHub repository HobbitLong/CMC")
+    folder = root / "imagenet100"
+    folder.mkdir()
+    (folder / "imagenet100.txt").write_text("n3\nn1\n")
+    command = missing.mend.partition(": ")[2]
+    subprocess.run(["bash", "-c", command], cwd=folder, check=True)
+    monkeypatch.setitem(inventory.PUBLISHED, "imagenet100", toy(order=order_of(("n1", "n3"))))
+    check = check_dataset("imagenet100", "1 pretraining")
+    assert (check.ok, check.found) == (
+        True,
+        "4 + 2 images of 2 classes, 6 files read, for 1 pretraining",
+    )
+    train = data.open_split("imagenet100", "train")
+    assert (train.name, train.classes) == ("imagenet100", ["n1", "n3"])
+    assert train.listing is not None
+    assert train.listing.paths.tolist() == [b"n1/a.jpg", b"n1/b.png", b"n3/a.jpg", b"n3/b.png"]
 
 
 def test_an_unreadable_file_is_found(root):
