@@ -71,7 +71,8 @@ def test_every_measured_cell_leads_to_its_record_and_the_record_to_its_file():
     found = page()
     links = {text: a["href"] for a, text in found.all("a")}
     assert links["70.3 ± 0.3"] == "#record-lin1"
-    assert links["run 2"] == "#record-lin1b"
+    assert links["seed 0: 70.1"] == "#record-lin1"
+    assert links["seed 1: 70.5"] == "#record-lin1b"
     assert links["58.0†"] == "#record-older"
     assert links["69.4‡"] == "#record-knn2"
     assert links["knn2.json"] == "../records/knn2.json"
@@ -88,7 +89,7 @@ def test_a_cell_shows_ours_the_papers_the_difference_and_the_status():
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     texts = [re.sub("<[^>]+>", "", cell) for cell in cells]
     assert texts == [
-        *("100", "70.3 ± 0.3 run 2", "70.0", "+0.3", "match"),
+        *("100", "70.3 ± 0.3 n = 2seed 0: 70.1seed 1: 70.5", "70.0", "+0.3", "match"),
         *("58.0† 57.8 - 58.3", "60.0", "-2.0", "stale"),
     ]
     assert 'data-sort="70.345"' in row
