@@ -1,4 +1,4 @@
-"""Data sets by name: `imagenet`, `cifar10`, `mnist5k`, `voc07`, and folders laid out alike.
+"""Data sets by name: `imagenet`, `cifar10`, `mnist5k`, `voc07`, …, and folders laid out alike.
 
 The only reader of DATA_ROOT. A data set is a name in a recipe; where it lies is the machine's
 business.
@@ -25,10 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Split = Literal["train", "val"]
-NAMES = ("imagenet", "cifar10", "mnist5k", "places205", "voc07")
+NAMES = ("imagenet", "imagenet100", "cifar10", "mnist5k", "places205", "voc07")
 _HOW_TO_GET = {
     "imagenet": (
         "register at image-net.org, unpack ILSVRC2012 there as train/<wnid>/ and val/<wnid>/"
+    ),
+    # No semicolon: what is behind the last one of a message is the way out.
+    "imagenet100": (
+        "put imagenet100.txt of the GitHub repository HobbitLong/CMC into that folder and, in it,"
+        " link the 100 classes that the file lists from imagenet/ beside it: mkdir train val &&"
+        " xargs -I@ ln -s ../../imagenet/train/@ train/ <imagenet100.txt &&"
+        " xargs -I@ ln -s ../../imagenet/val/@ val/ <imagenet100.txt"
     ),
     "places205": (
         "register at places.csail.mit.edu/user, and sort the images of its train and val lists"
@@ -88,8 +95,8 @@ def open_split(dataset: str, split: Split) -> ImageSet:
     """Open a split of a data set by its name.
 
     Args:
-        dataset: `mnist5k` (bundled), `cifar10`, `imagenet`, `places205` or `voc07` (below
-            DATA_ROOT), or a folder with `train/<class>/` and `val/<class>/` or with VOC's
+        dataset: `mnist5k` (bundled), `cifar10`, `imagenet`, `imagenet100`, `places205` or `voc07`
+            (below DATA_ROOT), or a folder with `train/<class>/` and `val/<class>/` or with VOC's
             `ImageSets/Main`, by its path or by its name below DATA_ROOT. With `@10000` behind it,
             10,000 images of train drawn once and for all; val stays whole. VOC's train is
             trainval, its val is test.
@@ -105,6 +112,7 @@ def open_split(dataset: str, split: Split) -> ImageSet:
         "mnist5k": _open_mnist5k,
         "cifar10": _open_cifar10,
         "imagenet": lambda part: _open_folder("imagenet", _find_named("imagenet"), part),
+        "imagenet100": lambda part: _open_folder("imagenet100", _find_named("imagenet100"), part),
         "places205": lambda part: _open_folder("places205", _find_named("places205"), part),
         "voc07": lambda part: _open_folder("voc07", voc.find_voc07(_data_root("voc07")), part),
     }

@@ -57,6 +57,15 @@ PUBLISHED = {
         range="n01440764 … n15075141",
         val_per_class=50,
     ),
+    # Classes of imagenet100.txt in HobbitLong/CMC, with all their images.
+    "imagenet100": Published(
+        train=126_689,
+        val=5_000,
+        classes=100,
+        order="d61d354b64beb3ce2c2c9cf04a874298362dc9fcd589e15ee34c5e4592145746",
+        range="n01558993 … n13040303",
+        val_per_class=50,
+    ),
     # Zhou et al. 2014; how its categories' folders are called is left to those who unpack it.
     "places205": Published(train=2_448_873, val=20_500, classes=205, order="", val_per_class=100),
     "voc07": Published(train=5_011, val=4_952, classes=20, order=order_of(_VOC_CLASSES)),

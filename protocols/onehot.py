@@ -34,7 +34,10 @@ class OneHot(EvalProtocol):
     def run(self, backbone: Backbone, workdir: Path) -> dict[str, Estimate]:
         """Percent of all variables of all images; each image counts once.
 
-        `predictions.npz` holds each image's share of variables above each threshold.
+        `predictions.npz` holds each image's share of variables above each threshold. Takes memory
+        for the features (4 bytes x images x dim) and beside them 13 bytes x images x variables,
+        all shared among the processes: 10.5 and 1.7 GB for ImageNet's train, ResNet-50 and the
+        paper's 102 variables.
 
         Raises:
             UserError: The checkpoint has no projector with discrete variables.

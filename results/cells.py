@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from harness.record import Record
 from harness.scale import Scale
@@ -19,23 +19,50 @@ Status = Literal[
 ]
 
 
+class Run(NamedTuple):
+    """What one record says of a cell."""
+
+    record: str  # its key
+    seed: int  # of the pretraining, or of the evaluation where that is what is repeated
+    value: float | None  # in the cell's unit; None where it diverged or tells nothing
+    diverged: str = ""  # why it came to nothing
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
     """One cell of a table, measured or not; numbers are unrounded, in the cell's unit."""
 
     cell: Cell
     published: Published
-    values: tuple[float, ...] = ()  # one per seed that has a record with a number
-    diverged: int = 0  # records of runs that came to nothing
+    runs: tuple[Run, ...] = ()  # one per seed that has a record
     interval: tuple[float, float] | None = None  # 95 %, over val's images; of a single seed
     wanted: int = 0  # seeds asked for
     status: Status
     reason: str = ""  # why it was not run, or in what the protocol differs
-    records: tuple[str, ...] = ()  # keys
     comparable: bool = True  # measured at the paper's scale
     unit: str = "%"
     higher_is_better: bool = True
     noise: float = 0.5  # less than this is no difference
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """Keys of the runs' records."""
+        return tuple(run.record for run in self.runs)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The numbers of the runs that have one."""
+        return tuple(run.value for run in self.runs if run.value is not None)
+
+    @property
+    def diverged(self) -> int:
+        """How many runs came to nothing."""
+        return sum(bool(run.diverged) for run in self.runs)
+
+    @property
+    def n(self) -> int:
+        """How many runs have an outcome: a number, or divergence."""
+        return len(self.values) + self.diverged
 
     @property
     def mean(self) -> float | None:
@@ -117,38 +144,38 @@ def _result(
     findings: Findings,
 ) -> CellResult:
     shown = {e.key: findings.record_of(e) for e in evaluations}
-    keys = tuple(key for key in shown.values() if key)
     failures = [findings.failure_of(e) for e in evaluations if not shown[e.key]]
-    records = [findings.records[key] for key in keys]
-    ends = [_divergence(table, jobs, record) for record in records]
-    numbers = [
-        measures.value_of(record, jobs.metric)
-        for record, end in zip(records, ends, strict=True)
-        if not end
-    ]
+    found = [(e.seed, findings.records[key]) for e in evaluations if (key := shown[e.key])]
+    records = [record for _, record in found]
+    runs = tuple(_run(table, jobs, seed, record) for seed, record in found)
+    single = len(runs) == 1 and not runs[0].diverged
     result = CellResult(
         cell=jobs.cell,
         published=table.published(jobs.cell),
-        values=tuple(number for number in numbers if number is not None),
-        diverged=sum(map(bool, ends)),
-        interval=_interval(records[0], jobs.metric) if len(keys) == len(numbers) == 1 else None,
+        runs=runs,
+        interval=_interval(records[0], jobs.metric) if single else None,
         wanted=len(evaluations),
         status="not run",
         reason=next((reason for reason in failures if reason), "no record yet"),
-        records=keys,
         comparable=scale.is_paper,
         unit=jobs.unit,
         higher_is_better=jobs.higher_is_better,
         noise=jobs.noise,
     )
-    if not keys:
+    if not runs:
         return result
-    if not result.values and not result.diverged:
+    if not result.n:
         return replace(result, reason="the records don't tell what the pretraining took")
     if any(own != key for own, key in shown.items() if key):
         return replace(result, status="stale", reason="recorded by an older version of the code")
-    end = next(filter(None, ends), "")
+    end = next((run.diverged for run in runs if run.diverged), "")
     return _compared(table, scale, replace(result, reason=end), records)
+
+
+def _run(table: Table, jobs: CellJobs, seed: int, record: Record) -> Run:
+    end = _divergence(table, jobs, record)
+    value = None if end else measures.value_of(record, jobs.metric)
+    return Run(record=record.key, seed=seed, value=value, diverged=end)
 
 
 def _compared(

@@ -95,7 +95,7 @@ def render_csv(drawing: Drawing) -> str:
         writer.writerow(
             [
                 *(drawing.table.name, drawing.scale.name, row.label, *row.fields, column.label),
-                *(_mean(result), _number(result.sd), len(result.values) + result.diverged),
+                *(_mean(result), _number(result.sd), result.n),
                 *(_number(end) for end in result.interval or (None, None)),
                 *(_paper(paper), paper.marks, _signed(result.delta)),
                 *(result.status, result.reason),
@@ -231,9 +231,11 @@ def _ours(result: CellResult) -> str:
 
 
 def _mean(result: CellResult) -> str:
-    if result.is_divergence:
-        return DIVERGENCE
-    return _number(result.mean) if result.unit == "%" else _span(result.mean)
+    return DIVERGENCE if result.is_divergence else _measured(result.mean, result)
+
+
+def _measured(value: float | None, result: CellResult) -> str:
+    return _number(value) if result.unit == "%" else _span(value)
 
 
 def _paper(published: Published) -> str:
@@ -289,10 +291,19 @@ def cell_texts(result: CellResult) -> CellTexts:
     return CellTexts(
         ours=_ours(result) if result.values or result.diverged else "",
         interval=" - ".join(_number(end) for end in result.interval or ()),
-        runs=f"{len(result.values) + result.diverged} of {result.wanted}" if result.wanted else "",
+        runs=f"{result.n} of {result.wanted}" if result.wanted else "",
         paper=result.published.text,
         delta=_signed(result.delta),
     )
+
+
+def run_texts(result: CellResult) -> list[str]:
+    """Each run's seed and outcome: "seed 0: 70.1", "seed 1: divergence"."""
+    outcomes = (
+        DIVERGENCE if run.diverged else _measured(run.value, result) or "no number"
+        for run in result.runs
+    )
+    return [f"seed {run.seed}: {o}" for run, o in zip(result.runs, outcomes, strict=True)]
 
 
 def _status(result: CellResult) -> str:

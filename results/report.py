@@ -133,7 +133,7 @@ def _contents(report: Report, sections: dict[str, str]) -> str:
 def _state(drawing: Drawing) -> str:
     """How far a table is: ": 3 of 8 cells have ours (2 match, 1 gap)"."""
     wanted = sum(bool(result.wanted) for result in drawing.results)
-    found = Counter(r.status for r in drawing.results if r.values or r.diverged)
+    found = Counter(r.status for r in drawing.results if r.n)
     kinds = ", ".join(f"{count} {status}" for status, count in found.items())
     return f": {found.total()} of {wanted} cells have ours" + (f" ({kinds})" if kinds else "")
 
@@ -144,9 +144,10 @@ def _legend() -> str:
         for status, meaning in MEANINGS.items()
     )
     more = (
-        "Δ is ours minus the paper's. ± is the standard deviation over seeds; small numbers are "
-        "a 95 % interval over the images of one seed, or how many of the runs are done. Marks "
-        "behind the papers' numbers are the papers' own. Our numbers lead to their records."
+        "Δ is ours minus the paper's. Ours is the mean over n seeds ± their sample standard "
+        "deviation; n unfolds to every seed's number. Small numbers are a 95 % interval over the "
+        "images of one seed, or how many of the runs are done. Marks behind the papers' numbers "
+        "are the papers' own. Our numbers lead to their records."
     )
     heading = element("h2", "Legend")
     return element("section", heading, element("dl", entries), element("p", text(more)))

@@ -8,7 +8,7 @@ from harness.scale import Scale
 from results.cells import CellResult
 from results.markup import caption, element, items, scrolling, text
 from results.provenance import record_id
-from results.render import MARKS, Drawing, cell_texts, tolerance
+from results.render import MARKS, Drawing, cell_texts, run_texts, tolerance
 
 _MEASURES = ("Ours", "Paper", "Δ", "Status")
 _NO_RECORD = "no record yet"  # what "not run" says already
@@ -137,13 +137,23 @@ def _ours(result: CellResult) -> str:
         return ""
     shown = cell_texts(result)
     number = (shown.ours or "record") + MARKS.get(result.status, "")
-    first, *others = (f"#{record_id(key)}" for key in result.records)
-    links = [element("a", text(number), href=first)]
-    for run, address in enumerate(others, start=2):
-        links.append(element("a", element("small", f"run {run}"), href=address))
-    done = len(result.values) + result.diverged
-    certainty = [shown.interval, f"{shown.runs} runs" if done < result.wanted else ""]
-    return " ".join([*links, *(element("small", text(part)) for part in certainty if part)])
+    addresses = [f"#{record_id(key)}" for key in result.records]
+    done = shown.runs if result.n < result.wanted else ""
+    certainty = [shown.interval, f"{done} runs" if done else ""]
+    parts = [element("a", text(number), href=addresses[0])]
+    parts += [element("small", text(part)) for part in certainty if part]
+    if len(addresses) > 1:
+        parts.append(_runs(result, addresses))
+    return " ".join(parts)
+
+
+def _runs(result: CellResult, addresses: list[str]) -> str:
+    """How many runs a number is the mean of; unfolded, each with its seed and its record."""
+    runs = [
+        element("li", element("a", text(run), href=address))
+        for run, address in zip(run_texts(result), addresses, strict=True)
+    ]
+    return element("details", element("summary", f"n = {result.n}"), element("ul", *runs))
 
 
 def _sorted_as(value: float | None) -> str:

@@ -19,9 +19,9 @@ def trace(table: Table, result: CellResult, records: Path) -> str:
     lines.append(f"the paper's number: {result.published.text or 'none'}")
     lines.append(f"status: {result.status}" + (f" ({result.reason})" if result.reason else ""))
     if result.mean is not None:
-        lines.append(
-            f"ours: mean {result.mean:.2f} over {len(result.values)} of {result.wanted} seeds"
-        )
+        sd = "" if result.sd is None else f" ± {result.sd:.2f}"
+        seeds = f"{len(result.values)} of {result.wanted} seeds"
+        lines.append(f"ours: mean {result.mean:.2f}{sd} over {seeds}")
     if result.is_divergence:
         lines.append(f"ours: divergence in {result.diverged} of {result.wanted} seeds")
     for key in result.records:

@@ -48,5 +48,8 @@ TABLE = Table(
         "Section 4.1: 8,192 means, 2 local crops, batches of 512. The paper doesn't define "
         "divergence. Here a run diverges if its loss or weights stop being finite, or if its "
         "features collapse: 20-NN is right at most twice as often as by chance (ImageNet: 0.2 %).",
+        "Means are re-initialised after every epoch but the last. At the scale demo a run is one "
+        "epoch, so it never happens: there rows 2 and 5 are one experiment, rows 3 and 4 are "
+        "another, and all rows differ in the bottleneck and beta alone.",
     ),
 )

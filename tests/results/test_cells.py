@@ -29,6 +29,12 @@ def test_one_of_two_seeds_counts_alone():
     assert (cell.mean, cell.sd, len(cell.values)) == (70.1, None, 1)
 
 
+def test_every_seed_keeps_its_number_and_its_record():
+    cell = results(sample.record("lin1b", 70.5), sample.record("lin1", 70.1))[1, 0]
+    assert cell.runs == (("lin1", 0, 70.1, ""), ("lin1b", 1, 70.5, ""))
+    assert (cell.records, cell.values, cell.n) == (("lin1", "lin1b"), (70.1, 70.5), 2)
+
+
 def test_another_scale_never_matches_and_has_no_difference():
     cell = results(sample.record("knn1", 60.0), scale="demo")[1, 1]
     assert (cell.status, cell.delta) == ("other scale", None)

@@ -12,7 +12,7 @@ from harness.scale import SCALES
 from results import measures
 from results.catalog import all_tables
 from results.cells import CellResult, Findings, cell_results
-from results.render import Drawing, render_csv, render_markdown
+from results.render import Drawing, render_csv, render_markdown, run_texts
 from results.resolve import CellJobs, Resolved
 from results.table import Cell, Hardware, Table
 from results.why import trace
@@ -115,6 +115,7 @@ def test_a_loss_that_is_not_finite_is_divergence_in_any_table():
 def test_of_several_seeds_some_may_diverge():
     cell = results(knn("1-0", 61.0), diverged("1-1"), seeds=2)[1]
     assert (cell.values, cell.diverged, cell.status) == ((61.0,), 1, "gap")
+    assert run_texts(cell) == ["seed 0: 61.0", "seed 1: divergence"]
     assert results(diverged("1-0"), diverged("1-1"), seeds=2)[1].status == "match"
     mixed = results(knn("0-0", 66.3), diverged("0-1"), seeds=2)[0]
     assert mixed.status == "gap"
@@ -151,6 +152,14 @@ def test_why_tells_how_a_run_diverged(tmp_path):
     assert "the paper's number: divergence" in text
     assert "ours: divergence in 1 of 1 seeds" in text
     assert "1-0.json: the loss term KL is nan at step 12 of svib-1" in text
+
+
+def test_why_tells_how_far_seeds_are_apart(tmp_path):
+    records = [knn("0-0", 66.0), knn("0-1", 67.0)]
+    for record in records:
+        record.save(tmp_path)
+    text = trace(TABLE, results(*records, seeds=2)[0], tmp_path)
+    assert "ours: mean 66.50 ± 0.71 over 2 of 2 seeds" in text
 
 
 def test_a_record_from_before_divergence_was_one_still_loads(tmp_path):

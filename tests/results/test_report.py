@@ -1,12 +1,10 @@
-"""The report: its structure as a parser sees it, and, where there is one, as a browser does."""
+"""The report: its structure as a parser sees it."""
 
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,95 +12,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import reproduce
-from harness.record import Cost, load_records
-from harness.scale import Scale
+from harness.record import load_records
 from results.cells import Findings, cell_results
 from results.provenance import Place, find_figures, render_record
-from results.render import Drawing
 from results.report import Report, render_report, save_report
 from tests.results import sample
+from tests.results.report_toys import ENVIRONMENT, SCALES, Page, report
 
-SCALES = {
-    "paper": Scale(name="paper", about="as the papers"),
-    "demo": Scale(name="demo", about="a few digits", dataset="mnist5k", image_size=28),
-}
-ENVIRONMENT = {
-    "commit": "0123abcd",
-    "dirty": False,
-    "versions": {"python": "3.11.7", "torch": "2.15.0"},
-    "hardware": "x86_64",
-    "processes": 1,
-    "command": "reproduce.py table9",
-    "log": "/logs/1.err",
-}
 ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">"' \ud800 $policy"""
-NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, enclosing elements and texts."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.parents: list[tuple[str, ...]] = []
-        self.texts: list[str] = []
-        self._open: list[tuple[str, int]] = []
-        self.feed(html)
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.parents.append(tuple(name for name, _ in self._open))
-        self.elements.append((tag, dict(attrs)))
-        self.texts.append("")
-        if tag not in ("meta", "img"):
-            self._open.append((tag, len(self.texts) - 1))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data):
-        for _, place in self._open:
-            self.texts[place] += data
-
-    def all(self, *tags: str) -> list[tuple[dict[str, str | None], str]]:
-        pairs = zip(self.elements, self.texts, strict=True)
-        return [(attributes, text) for (tag, attributes), text in pairs if tag in tags]
-
-    def by_id(self, name: str) -> str:
-        return next(
-            text
-            for (_, attributes), text in zip(self.elements, self.texts, strict=True)
-            if attributes.get("id") == name
-        )
-
-
-def report(scale="paper", changes=None, figures=(), folder=Path("/folder")) -> Report:
-    cost = Cost(seconds=7200, processes=8, gpus=8, gpu_hours=16.0, hardware="V100")
-    known = {"environment": ENVIRONMENT, "cost": cost, "pretrain_cost": cost} | (changes or {})
-    records = [
-        dataclasses.replace(record, **known)
-        for record in (
-            sample.record("lin1", 70.14),
-            sample.record("lin1b", 70.55),
-            sample.record("older", 58.0, slot="slot-knn1"),
-            sample.record("knn2", 69.36),
-        )
-    ]
-    findings = Findings(
-        records={r.key: r for r in records}, failures={"lin2": "the loss <i>isn't</i> finite"}
-    )
-    resolved = sample.resolved()
-    drawing = Drawing(
-        table=sample.TABLE,
-        scale=SCALES[scale],
-        resolved=resolved,
-        results=cell_results(sample.TABLE, SCALES[scale], resolved, findings),
-        records=folder / "records",
-        folder=folder / "tables",
-    )
-    return Report(scale=SCALES[scale], drawings=[drawing], findings=findings, figures=figures)
 
 
 def page(**settings) -> Page:
@@ -154,7 +71,8 @@ def test_every_measured_cell_leads_to_its_record_and_the_record_to_its_file():
     found = page()
     links = {text: a["href"] for a, text in found.all("a")}
     assert links["70.3 ± 0.3"] == "#record-lin1"
-    assert links["run 2"] == "#record-lin1b"
+    assert links["seed 0: 70.1"] == "#record-lin1"
+    assert links["seed 1: 70.5"] == "#record-lin1b"
     assert links["58.0†"] == "#record-older"
     assert links["69.4‡"] == "#record-knn2"
     assert links["knn2.json"] == "../records/knn2.json"
@@ -171,7 +89,7 @@ def test_a_cell_shows_ours_the_papers_the_difference_and_the_status():
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     texts = [re.sub("<[^>]+>", "", cell) for cell in cells]
     assert texts == [
-        *("100", "70.3 ± 0.3 run 2", "70.0", "+0.3", "match"),
+        *("100", "70.3 ± 0.3 n = 2seed 0: 70.1seed 1: 70.5", "70.0", "+0.3", "match"),
         *("58.0† 57.8 - 58.3", "60.0", "-2.0", "stale"),
     ]
     assert 'data-sort="70.345"' in row
@@ -326,87 +244,3 @@ def test_the_command_writes_the_page_and_without_torch_where_keys_are_known(tmp_
     )
     again = [sys.executable, "-c", code, *arguments, str(page)]
     assert subprocess.run(again, cwd=Path(reproduce.__file__).parent, check=False).returncode == 0
-
-
-def in_a_browser(path: Path, *flags: str) -> Page:
-    """The page after its scripts have run."""
-    profile = path.with_suffix(".profile")
-    flags = ("--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={profile}", *flags)
-    done = subprocess.run(
-        [BROWSER, *flags, "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return Page(done.stdout)
-
-
-def with_script(path: Path, script: str) -> Path:
-    """Write the page with one more script; its policy, which lets no other run, is left out."""
-    html = re.sub(r"<meta http-equiv[^>]*>", "", render_report(report()))
-    path.write_text(html.replace("</script>", f"</script><script>{script}</script>"))
-    return path
-
-
-needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome on PATH")
-
-
-@needs_browser
-def test_a_browser_sorts_a_column_upwards_downwards_and_back(tmp_path):
-    click = """
-      const rows = () => [...document.querySelectorAll("#table-paper_table9 tbody th")]
-        .map((th) => th.textContent).join(" ");
-      const head = document.querySelector('th[data-name="Linear: Paper"]');
-      const seen = [];
-      for (let i = 0; i < 3; i++) {
-        head.querySelector("button").click();
-        seen.push(rows() + " " + head.getAttribute("aria-sort"));
-      }
-      document.title = seen.join("|");
-    """
-    found = in_a_browser(with_script(tmp_path / "report.html", click))
-    assert found.all("title")[0][1].split("|") == [
-        "First Quoted Second ascending",
-        "Second Quoted First descending",
-        "Quoted First Second null",
-    ]
-    assert found.by_id("sorting") == "Table in the paper's order"
-
-
-@needs_browser
-def test_a_column_without_some_numbers_keeps_those_rows_last(tmp_path):
-    click = """
-      const button = document.querySelector('th[data-name="KNN: Ours"] button');
-      const rows = () => [...document.querySelectorAll("#table-paper_table9 tbody th")]
-        .map((th) => th.textContent).join(" ");
-      button.click();
-      const up = rows();
-      button.click();
-      document.title = up + "|" + rows();
-    """
-    found = in_a_browser(with_script(tmp_path / "report.html", click))
-    assert found.all("title")[0][1] == "First Second Quoted|Second First Quoted"
-
-
-@needs_browser
-def test_on_a_phone_only_tables_scroll_sideways(tmp_path):
-    measure = """
-      const beyond = [...document.querySelectorAll("body *")].filter((element) =>
-        !element.closest(".scroll > table") && element.getBoundingClientRect().right > innerWidth);
-      document.title = innerWidth + " " + document.documentElement.scrollWidth + " " +
-        beyond.length + " " + document.querySelector(".scroll").scrollWidth;
-    """
-    path = with_script(tmp_path / "report.html", measure)
-    found = in_a_browser(path, "--window-size=360,800").all("title")[0][1]
-    window, whole, beyond, table = map(int, found.split())
-    assert whole <= window
-    assert beyond == 0
-    assert table > window
-
-
-@needs_browser
-def test_the_policy_lets_the_pages_own_script_run(tmp_path):
-    found = in_a_browser(save_report(report(), tmp_path / "report.html"))
-    headings = [a for a, _ in found.all("th") if "data-column" in a]
-    assert len(found.all("button")) == len(headings) > 0

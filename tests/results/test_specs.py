@@ -5,7 +5,10 @@ import pytest
 
 from harness import registry
 from harness.errors import UserError
+from harness.recipe import fingerprint, with_changes
+from harness.scale import SCALES
 from results.catalog import all_tables, find_cell, find_tables
+from results.resolve import recipe_of, resolve
 from results.table import Published
 
 
@@ -219,6 +222,19 @@ def test_the_learning_check_has_a_row_for_every_method_and_the_quick_one_for_fiv
     assert tables["learning"].rows[0] == tables["quick"].rows[0]
     assert tables["learning"].rows[0].recipe == "untrained:RESNET50"
     assert len(tables["quick"].rows) == 6
+
+
+def test_rows_of_svib_table_4_that_cannot_differ_in_one_epoch_are_named_below_it(tmp_path):
+    table = all_tables()["svib/table4"]
+    found = resolve(table, SCALES["demo"], seeds=1, fill=False, cache=tmp_path)
+    rows: dict[str, list[str]] = {}
+    for jobs in found.cells:
+        trained = found.pretrainings[found.evaluations[jobs.evaluations[0]].pretraining]
+        assert trained.epochs == 1
+        alike = with_changes(recipe_of(trained), {"method.reinitialise": True})
+        rows.setdefault(fingerprint(alike), []).append(table.rows[jobs.cell.row].label)
+    assert list(rows.values()) == [["1"], ["2", "5"], ["3", "4"], ["6"]]
+    assert "there rows 2 and 5 are one experiment, rows 3 and 4 are another" in table.footnotes[1]
 
 
 def test_a_footnote_mark_is_no_part_of_the_number():

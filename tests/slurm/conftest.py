@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import throwaway
+from tests.slurm.fake_slurm import FakeSlurm
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,3 +32,10 @@ def cluster(shared_cluster, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     yield shared_cluster
     shared_cluster.clear()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """SLURM's commands as stand-ins, and no DATA_ROOT."""
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    return FakeSlurm(tmp_path, monkeypatch)

@@ -6,14 +6,8 @@ import pytest
 from harness.errors import UserError
 from slurm import clusters, partitions
 from slurm.clusters import find, read_sections, settings
-from tests.slurm.fake_slurm import FakeSlurm
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    return FakeSlurm(tmp_path, monkeypatch)
 
 
 def write(tmp_path, text):

@@ -14,13 +14,6 @@ from slurm.ledger import open_submission
 from slurm.plan import make_plan
 from slurm.submit import Places, make_tasks
 from tests.results import sample
-from tests.slurm.fake_slurm import FakeSlurm
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    monkeypatch.delenv("DATA_ROOT", raising=False)
-    return FakeSlurm(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -9,14 +9,8 @@ from slurm.ledger import count_retry, open_submission
 from slurm.monitor import cancel, watch
 from slurm.state import Line, State, describe_job, look, submitted, summary
 from tests.results import sample
-from tests.slurm.fake_slurm import FakeSlurm
 
 EVALUATIONS = sample.resolved().evaluations
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    return FakeSlurm(tmp_path, monkeypatch)
 
 
 @pytest.fixture
