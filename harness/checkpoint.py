@@ -77,6 +77,12 @@ def load_training(folder: Path) -> tuple[dict[str, Any], Path] | None:
     return None
 
 
+def forget_training(folder: Path) -> None:
+    """Remove the training checkpoints, so that the run starts again."""
+    for path in _newest_first(folder):
+        path.unlink(missing_ok=True)
+
+
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 

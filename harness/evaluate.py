@@ -13,6 +13,7 @@ from harness.environment import environment, hardware, job_id, peak_memory_bytes
 from harness.foreign import CheckpointInfo, load_checkpoint
 from harness.recipe import Recipe, fingerprint, resolved
 from harness.record import Cost, Record
+from harness.snapshots import END, evaluated_after
 
 if TYPE_CHECKING:
     from harness.backbone import Backbone
@@ -45,14 +46,15 @@ def evaluate(
     dist.init()
     started = time.monotonic()
     backbone, info = load_checkpoint(checkpoint)
-    identity = (recipe if recipe is not None else info.identity, protocol, seed)
+    moment = evaluated_after(info.training.get("after", END))
+    identity = (recipe if recipe is not None else info.identity, protocol, seed, *moment)
     return measure(backbone, info, identity, workdir=workdir, records=records, started=started)
 
 
 def measure(
     backbone: Backbone,
     info: CheckpointInfo,
-    identity: tuple[Recipe | str, EvalProtocol, int],
+    identity: tuple[Recipe | str, EvalProtocol, int, *tuple[str, ...]],
     *,
     workdir: Path,
     records: Path,
@@ -65,12 +67,13 @@ def measure(
     Args:
         backbone: The trunk.
         info: Where it came from.
-        identity: Recipe (or the checkpoint's identity), protocol, seed: what the key is made of.
+        identity: Recipe (or the checkpoint's identity), protocol, seed and, of a trunk from before
+            the end, the moment: what the key is made of.
         workdir: See `evaluate`.
         records: See `evaluate`.
         started: `time.monotonic()` when the evaluation began.
     """
-    recipe, protocol, seed = identity
+    recipe, protocol, seed, *_ = identity
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     diverged = info.training.get("diverged", "")
@@ -82,6 +85,7 @@ def measure(
         recipe=resolved(recipe) if isinstance(recipe, Recipe) else info.training.get("recipe"),
         protocol=resolved(protocol),
         seed=seed,
+        after=info.training.get("after", END),
         metrics={name: estimate.value for name, estimate in found.items()},
         diverged=diverged,
         intervals={

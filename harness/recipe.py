@@ -148,6 +148,8 @@ class Recipe:
     optim: Optim
     dataset: str = "imagenet"
     labelled: float = added(0.0)  # percent of the training images whose label the method sees
+    # After these percents of the steps the trunk is kept as well; nothing else changes by it.
+    snapshots: tuple[int, ...] = unidentified(())
 
     def schedule_at(self, epoch: float) -> tuple[Optim, Progress]:
         """Whose schedules hold after `epoch` epochs, and where they stand."""

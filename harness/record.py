@@ -34,11 +34,12 @@ class Cost:
 class Record:
     """One evaluation of one checkpoint, with all that is needed to trace and to repeat it."""
 
-    key: str  # fingerprint(recipe, protocol, seed)
+    key: str  # fingerprint(recipe, protocol, seed), and the moment unless it is the end
     slot: str  # the same without versions: finds records that an older version of the code wrote
     recipe: dict[str, Any] | None  # resolved; None for a checkpoint from elsewhere
     protocol: dict[str, Any]  # resolved
     seed: int
+    after: int = 100  # percent of the pretraining's steps behind the trunk that was evaluated
     metrics: dict[str, float]  # percent
     diverged: str = ""  # why the pretraining came to nothing, and there are no metrics
     intervals: dict[str, list[float]] = field(default_factory=dict)  # 95 %, bootstrap

@@ -23,8 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness import dist, draws
 from harness.backbone import build_backbone
 from harness.batchnorm import average_running_statistics, set_batchnorm
-from harness.checkpoint import load_backbone, save_backbone, save_training
-from harness.environment import hardware, job_id, peak_memory_bytes
+from harness.checkpoint import forget_training, load_backbone, save_training
 from harness.errors import UserError
 from harness.files import write_atomically
 from harness.loader import Batch
@@ -32,8 +31,10 @@ from harness.method import Method
 from harness.optim import build_optimizer, clip_each_gradient, set_schedules
 from harness.recipe import Progress, Recipe, pretrain_key, resolved
 from harness.resume import agreed_checkpoint
+from harness.snapshots import END, is_finished, is_lost, snapshot_steps, trunk_file
 from harness.training_images import TrainingImages, open_training
 from harness.trainlog import TrainLog
+from harness.trunks import missed_snapshots, save_trunk
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LOG_EVERY = 10  # steps between reports; losses are read back from the GPU only then
@@ -110,16 +111,17 @@ def pretrain(
         on_step: Called after every step, on every process.
 
     Returns:
-        Path of the evaluated trunk, `backbone.pt`; at once if it is already there.
+        Path of the evaluated trunk, `backbone.pt`; at once if it is already there, and with it
+        the recipe's snapshots.
 
     Raises:
         UserError: Settings that cannot run, or a loss that is not finite.
     """
     dist.init()
     workdir = runs / pretrain_key(recipe, seed)
-    final = workdir / "backbone.pt"
+    final = workdir / trunk_file()
     # one process decides for all: shared file systems show a new file to each at another time
-    if dist.broadcast_object(final.exists()):
+    if dist.broadcast_object(is_finished(recipe, workdir)):
         _, info = load_backbone(final)
         if info.get("diverged"):
             what = info["diverged"]
@@ -132,8 +134,9 @@ def pretrain(
     run.save_every = save_every
     _resume(run)
     _train(run, on_step)
-    if dist.is_main():
-        _save_backbone(run, final)
+    # one that is there is of an earlier attempt, whose checksum records name
+    if dist.is_main() and not final.exists():
+        save_trunk(run)
     dist.barrier()
     return final
 
@@ -148,16 +151,10 @@ def keep_diverged(error: NonFiniteLossError) -> bool:
         return False
     run = error.run
     if run is not None and dist.is_main():
-        _save_backbone(run, run.workdir / "backbone.pt", diverged=error.what)
+        for percent in (*missed_snapshots(run), END):
+            save_trunk(run, percent, diverged=error.what)
     dist.barrier()
     return True
-
-
-def _save_backbone(run: Run, path: Path, **more: Any) -> None:
-    """Write what protocols evaluate, and what is known of its training."""
-    method = run.method
-    heads = {"classifier": method.classifier, "projector": method.own_projector}
-    save_backbone(method.evaluated, path, **heads, **_summary(run), **more)
 
 
 def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Run:
@@ -217,7 +214,11 @@ def _resume(run: Run) -> None:
     found = agreed_checkpoint(run.workdir)
     if found is None:
         return
-    state, run.checkpoint = found
+    state, path = found
+    if dist.broadcast_object(is_lost(run.recipe, run.workdir, step=state["step"], steps=run.steps)):
+        _start_again(run)
+        return
+    run.checkpoint = path
     if state["precision"] != run.precision:
         raise UserError(
             f"{run.checkpoint} was trained in {state['precision']}, this run is in "
@@ -231,6 +232,14 @@ def _resume(run: Run) -> None:
         print(f"resuming {run.workdir.name} at step {run.step}/{run.steps}", file=sys.stderr)
 
 
+def _start_again(run: Run) -> None:
+    """Train from the first step: a trunk that was to be kept on the way is missing."""
+    if dist.is_main():
+        forget_training(run.workdir)
+        print(f"training {run.workdir.name} again: a trunk on its way is lost", file=sys.stderr)
+    dist.barrier()
+
+
 def save(run: Run) -> None:
     """Write a checkpoint, unless the last update has spoilt the weights; the main process does.
 
@@ -241,10 +250,14 @@ def save(run: Run) -> None:
     """
     if not dist.is_main():
         return
+    _check_weights(run)
+    run.checkpoint = save_training(run.workdir, run.step, _state(run))
+
+
+def _check_weights(run: Run) -> None:
     norms = torch._foreach_norm([p.detach() for p in run.method.parameters()])
     if not torch.stack(norms).isfinite().all():
         raise NonFiniteWeightError(*_diverged(run, "a weight is not finite", run.step))
-    run.checkpoint = save_training(run.workdir, run.step, _state(run))
 
 
 def _diverged(run: Run, what: str, step: int) -> tuple[str, str, Run]:
@@ -276,6 +289,7 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
     log = TrainLog(run.workdir, run.recipe.name, step=run.step, steps=run.steps)
     pending: list[dict[str, Tensor]] = []
     saved, save_seconds = time.monotonic(), 0.0
+    snapshots = snapshot_steps(run.recipe, run.steps)
     try:
         while run.step < run.steps:
             epoch, start = divmod(run.step, run.steps_per_epoch)
@@ -285,8 +299,14 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
                 last = run.step == run.steps
                 wait = max(run.save_every, save_seconds / SAVE_SHARE if run.save_every else 0.0)
                 due = dist.is_main() and time.monotonic() - saved > wait and not last
-                if run.step % LOG_EVERY == 0 or last:
+                kept = snapshots.get(run.step, [])
+                if run.step % LOG_EVERY == 0 or last or kept:
                     _report(run, log, pending)
+                if kept and dist.is_main():
+                    # before any checkpoint of this step: who goes on from one has its snapshots
+                    _check_weights(run)
+                    for percent in kept:
+                        save_trunk(run, percent)
                 if due and not pending:
                     begun = time.monotonic()
                     save(run)
@@ -350,20 +370,3 @@ def _report(run: Run, log: TrainLog, pending: list[dict[str, Tensor]]) -> None:
     values = {"epoch": round(run.progress.epoch, 4), "loss": sum(values.values())} | values
     values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
     log.write(run.step, run.recipe.batch_size, values)
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    """What `backbone.pt` tells about its training."""
-    return {
-        "recipe": resolved(run.recipe),
-        "name": run.recipe.name,
-        "seed": run.seed,
-        "seconds": run.elapsed,
-        "processes": dist.world(),
-        "precision": run.precision,
-        "device": str(dist.device().type),
-        "hardware": hardware(),
-        "jobs": [job for job in (job_id(),) if job],
-        "peak_memory_bytes": peak_memory_bytes(),
-        "data": run.data.images.describe(),
-    }

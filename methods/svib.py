@@ -210,6 +210,7 @@ VIT_SMALL_ABLATION = replace(
     views=views.dino(global_scale=(0.25, 1.0), local_scale=(0.05, 0.25), local_crops=2),
     epochs=100,
     batch_size=512,
+    snapshots=(20, 40, 60, 80),  # epochs of Figure 3
 )
 RESNET50 = replace(
     VIT_SMALL,

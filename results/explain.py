@@ -39,6 +39,7 @@ _EFFECTS = (
     (r"checkpoint\.pixels", "moves the number: the trunk sees other pixels"),
     (r"checkpoint\.path", "nothing: where the file lies"),
     (r"recipe\b", "another pretraining"),
+    (r"after", "another moment of the pretraining"),
     (r"environment\.(commit|dirty)", "may move it: other code; the protocol's version tells"),
     (
         r"environment\.(versions|hardware|threads|cores|processes)",
@@ -108,6 +109,7 @@ def _compared(record: Record) -> dict[str, Any]:
         "checkpoint": record.checkpoint,
         "seed": record.seed,
         "recipe": record.recipe,
+        "after": record.after,
         "environment": record.environment,
         "predictions": record.predictions,
     }

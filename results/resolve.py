@@ -43,6 +43,7 @@ class Pretraining:
     published_epochs: int | None  # … epochs in its place at the paper's scale, …
     scale: str  # … scale, …
     changes: dict[str, Any] = field(default_factory=dict)  # … and what is ablated: for `recipe_of`
+    snapshots: tuple[int, ...] = ()  # percents of the steps after which its trunk is kept, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Evaluation:
     variant: str  # its name …
     scale: str  # … and scale: what `protocol_of` builds it from
     repeated: bool = False  # … or, where several evaluate one pretraining, of the protocol
+    after: int = 100  # percent of the pretraining's steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
     from harness import registry
     from harness.recipe import fingerprint
     from harness.scale import scale_protocol
+    from harness.snapshots import evaluated_after
 
     pretrainings: dict[str, Pretraining] = {}
     evaluations: dict[str, Evaluation] = {}
@@ -132,20 +135,24 @@ def _resolve(table: Table, scale: Scale, seeds: int, fill: bool) -> Resolved:
         recipe = _recipe(work.recipe, work.epochs, work.changes, scale)
         protocol = scale_protocol(registry.variant(work.protocol), scale)
         metric = _metric(protocol, work.metric)
+        after = table.columns[cell.column].after
+        assert after in (*recipe.snapshots, 100), (table.name, cell)
+        moment = evaluated_after(after)
         keys = []
         for trained, repeat in _seeds(protocol, table.columns[cell.column], seeds):
             pretraining = _pretraining(recipe, trained, work, scale)
             pretrainings[pretraining.key] = pretraining
             repeated = _reseeded(protocol, repeat)
             evaluation = Evaluation(
-                key=fingerprint(recipe, repeated, trained),
-                slot=fingerprint(recipe, repeated, trained, versions=False),
+                key=fingerprint(recipe, repeated, trained, *moment),
+                slot=fingerprint(recipe, repeated, trained, *moment, versions=False),
                 pretraining=pretraining.key,
                 seed=trained if repeat is None else repeat,
                 protocol=f"{type(protocol).__module__}@{fingerprint(protocol)[:6]}",
                 variant=work.protocol,
                 scale=scale.name,
                 repeated=repeat is not None,
+                after=after,
             )
             evaluations[evaluation.key] = evaluation
             keys.append(evaluation.key)
@@ -203,6 +210,7 @@ def _pretraining(recipe: Recipe, seed: int, work: Work, scale: Scale) -> Pretrai
         published_epochs=work.epochs,
         scale=scale.name,
         changes=dict(work.changes),
+        snapshots=recipe.snapshots,
     )
 
 
@@ -251,7 +259,7 @@ def _from_json(values: dict[str, Any]) -> Resolved:
 def _pretraining_from(values: dict[str, Any]) -> Pretraining:
     found = Pretraining(**values)
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in found.changes.items()}
-    return dataclasses.replace(found, changes=changes)
+    return dataclasses.replace(found, changes=changes, snapshots=tuple(found.snapshots))
 
 
 def _cells(values: list[dict[str, Any]]) -> Iterator[CellJobs]:

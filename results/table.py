@@ -50,6 +50,7 @@ class Column:
     protocol: str  # "knn:dino": a variant, by the names of harness.registry
     metric: str  # one of the protocol's metrics, or of results.measures (what pretraining took)
     epochs: int | None = None  # of pretraining, instead of the recipe's
+    after: int = 100  # percent of the steps: at the end, or one of the recipe's snapshots
     # What differs between the runs of a cell, each by its seed: the pretraining, or the evaluation
     # of one pretraining (protocols that draw nothing at random then run once).
     repeats: Literal["pretraining", "evaluation"] = "pretraining"

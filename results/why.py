@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.record import Cost, Record
+from harness.snapshots import END
 from results import measures
 from results.cells import CellResult
 from results.table import Table
@@ -47,6 +48,7 @@ def chain(record: Record) -> dict[str, Any]:
         "dirty": environment.pop("dirty", "unknown"),
         "command": environment.pop("command", "unknown"),
         "log": environment.pop("log", None) or "none: stderr went to no file",
+        **({} if record.after == END else {"after": f"{record.after} % of the steps"}),
         "checkpoint": record.checkpoint,
         "data": record.data,
         "predictions": record.predictions,

@@ -14,6 +14,7 @@ from harness import featurecache
 from harness.errors import UserError
 from harness.files import cache_folder
 from harness.record import Record
+from harness.snapshots import END, trunk_file
 from slurm import ledger
 from slurm.checks import Check, Subject, passed, refused
 
@@ -121,12 +122,15 @@ def check_records(subject: Subject, damaged: list[Path]) -> Iterator[Check]:
 def check_checkpoints(subject: Subject) -> Iterator[Check]:
     """Of this plan's pretrainings: finished trunks, and what unfinished ones go on from."""
     damaged = []
-    measured = {e.pretraining: subject.records[key] for key, e in subject.recorded.items()}
+    ends = {key: e for key, e in subject.recorded.items() if e.after == END}
+    measured = {e.pretraining: subject.records[key] for key, e in ends.items()}
     for key in sorted(subject.plan.trained):
-        path = subject.runs / key / "backbone.pt"
-        if not _is_whole(path):
-            damaged.append(path)
-        elif key in measured and not _is_of(path, measured[key]):
+        path = subject.runs / key / trunk_file()
+        wanted = {trunk_file(e.after) for e in subject.plan.by_pretraining[key]}
+        found = [subject.runs / key / name for name in sorted(wanted)]
+        if broken := [trunk for trunk in found if not _is_whole(trunk)]:
+            damaged += broken
+        elif key in measured and path in found and not _is_of(path, measured[key]):
             yield Check(
                 name=f"checkpoint {key}",
                 ok=False,

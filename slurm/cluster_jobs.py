@@ -198,7 +198,7 @@ class _Watch:
         self.missing.clear()
 
     def _collect(self) -> None:
-        for key in [key for key, task in self.pending.items() if task.output.exists()]:
+        for key in [key for key, task in self.pending.items() if task.is_done]:
             del self.pending[key]
             self.progress.finished(key)
 

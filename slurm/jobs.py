@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.record import Record
+from harness.snapshots import END, evaluated_after, trunk_file
 from results.resolve import Evaluation, Pretraining, protocol_of, recipe_of
 from slurm.survival import Interruptions, interruptible
 
@@ -56,23 +57,30 @@ def pretrain(
         if not train.keep_diverged(error):
             raise
         print(error, file=sys.stderr)
-    return runs / pretrain_key(recipe, seed) / "backbone.pt"
+    return runs / pretrain_key(recipe, seed) / trunk_file()
 
 
 def evaluate(
-    recipe: Recipe, protocol: EvalProtocol, seed: int, runs: Path, records: Path
+    recipe: Recipe,
+    protocol: EvalProtocol,
+    seed: int,
+    runs: Path,
+    records: Path,
+    *,
+    after: int = END,
 ) -> Record | None:
     """Evaluate the backbone of (recipe, seed); its record is written to `records`."""
     from harness.evaluate import evaluate as run
     from harness.recipe import fingerprint, pretrain_key
 
     folder = runs / pretrain_key(recipe, seed)
+    key = fingerprint(recipe, protocol, seed, *evaluated_after(after))
     return run(
         recipe=recipe,
         protocol=protocol,
         seed=seed,
-        checkpoint=folder / "backbone.pt",
-        workdir=folder / "evaluations" / fingerprint(recipe, protocol, seed),
+        checkpoint=folder / trunk_file(after),
+        workdir=folder / "evaluations" / key,
         records=records,
     )
 
@@ -95,10 +103,17 @@ class Task:
 
     @property
     def output(self) -> Path:
-        """The file that exists once the job is done."""
+        """The job's result."""
         if self.evaluation is None:
-            return self.runs / self.key / "backbone.pt"
+            return self.runs / self.key / trunk_file()
         return self.records / f"{self.key}.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result is there, and what else the job leaves."""
+        snapshots = () if self.evaluation else self.pretraining.snapshots
+        kept = (self.runs / self.key / trunk_file(percent) for percent in snapshots)
+        return self.output.exists() and all(path.exists() for path in kept)
 
     @property
     def folder(self) -> Path:
@@ -125,7 +140,7 @@ class Task:
         with dist.naming_hung_ranks():
             lock = _locked(lock_path(self.runs, self.key))
             with lock if dist.is_main() else contextlib.nullcontext():
-                if not dist.broadcast_object(self.output.exists()):
+                if not dist.broadcast_object(self.is_done):
                     self._run(interruptions)
                 dist.barrier()
 
@@ -137,7 +152,8 @@ class Task:
             pretrain(recipe, seed, self.runs, interruptions)
         elif not self.output.exists():
             protocol = protocol_of(self.evaluation)
-            evaluate(recipe, protocol, seed, self.runs, self.records)
+            after = self.evaluation.after
+            evaluate(recipe, protocol, seed, self.runs, self.records, after=after)
 
     def _check_key(self, recipe: Recipe, seed: int) -> None:
         from harness.recipe import pretrain_key

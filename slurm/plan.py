@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.record import Record
+from harness.snapshots import END, trunk_file
 from results.resolve import Evaluation, Pretraining, Resolved
 from results.table import Cell, Table
 from slurm.cost import (
@@ -58,7 +59,7 @@ def make_plan(tables: Iterable[Resolved], records: Collection[str], runs: Path) 
     Args:
         tables: Resolved tables; a job that several need is planned once.
         records: Keys of the existing records.
-        runs: Folder of the pretraining runs: a finished one is not planned again.
+        runs: Folder of the pretraining runs: one whose trunks are there is not planned again.
     """
     described: dict[str, Pretraining] = {}
     evaluations: dict[str, Evaluation] = {}
@@ -67,7 +68,12 @@ def make_plan(tables: Iterable[Resolved], records: Collection[str], runs: Path) 
         evaluations |= table.evaluations
     missing = {key: e for key, e in evaluations.items() if key not in records}
     needed = {e.pretraining for e in missing.values()}
-    trained = {key for key in needed if (runs / key / "backbone.pt").exists()}
+    lacking = {
+        e.pretraining
+        for e in missing.values()
+        if not (runs / e.pretraining / trunk_file(e.after)).exists()
+    }
+    trained = needed - lacking
     return Plan(
         pretrainings={key: described[key] for key in described if key in needed - trained},
         trained=frozenset(trained),
@@ -121,7 +127,9 @@ def describe_plan(costs: Costs) -> list[str]:
     for key, evaluations in plan.by_pretraining.items():
         lines.append(_describe_pretraining(plan.described[key], key in plan.trained, costs))
         for e in evaluations:
-            lines.append(f"  evaluate {e.key}  {e.protocol}{_about(costs.estimates[e.key])}")
+            moment = "" if e.after == END else f" after {e.after} % of the steps"
+            about = f"{moment}{_about(costs.estimates[e.key])}"
+            lines.append(f"  evaluate {e.key}  {e.protocol}{about}")
     if plan.pretrainings:
         total = sum(images_processed(p) for p in plan.pretrainings.values())
         lines.append(f"{total:,} crops to pretrain on in all.")

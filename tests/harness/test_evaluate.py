@@ -135,3 +135,12 @@ def test_an_unusable_checkpoint_leaves_no_record(tmp_path):
     with pytest.raises(UserError, match="there is no checkpoint at"):
         run(tmp_path / "none.pt", RECIPE, 0)
     assert not (tmp_path / "records").exists()
+
+
+def test_a_trunk_from_before_the_end_has_a_record_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    save_backbone(build_backbone(RECIPE.backbone, 16), tmp_path / "backbone-40.pt", after=40)
+    record = run(tmp_path / "backbone-40.pt", RECIPE, 2)
+    assert record.key == fingerprint(RECIPE, PROTOCOL, 2, "after 40 % of the steps")
+    assert (record.after, record.pretrain_cost, record.pretrain_seconds) == (40, None, 0.0)
+    assert Record.load(tmp_path / "records" / f"{record.key}.json") == record

@@ -263,3 +263,19 @@ def test_records_and_tables_are_no_sources(sources):
     before = source_hash(sources)
     (sources / "results" / "note.json").write_text("{}")
     assert source_hash(sources) == before
+
+
+def test_svib_figure_3_evaluates_the_runs_of_table_4_whose_ends_share_its_records(tmp_path):
+    found, table4 = (
+        resolve(all_tables()[name], SCALES["demo"], seeds=1, fill=False, cache=tmp_path)
+        for name in ("svib/beta", "svib/table4")
+    )
+    assert len(found.pretrainings) == 3 and len(found.evaluations) == 15
+    assert set(found.pretrainings) < set(table4.pretrainings)
+    ends = {key for key, e in found.evaluations.items() if e.after == 100}
+    assert {key for cell in table4.cells[3:] for key in cell.evaluations} == ends
+    for key, e in found.evaluations.items():
+        p = found.pretrainings[e.pretraining]
+        assert p.snapshots == recipe_of(p).snapshots == (20, 40, 60, 80)
+        moment = () if e.after == 100 else (f"after {e.after} % of the steps",)
+        assert fingerprint(recipe_of(p), protocol_of(e), p.seed, *moment) == key

@@ -95,6 +95,17 @@ def test_svib_table_3_carries_boxes_and_masks_of_four_systems():
     }
 
 
+def test_svib_figure_3_carries_three_schedules_at_five_moments_of_one_pretraining_each():
+    assert numbers("svib/beta") == {
+        "β = 0.5": ("48.5", "", "", "", "64.2"),
+        "β = 0.1": ("48.1", "", "", "", "66.8"),
+        "β = 0.5 → 0.01": ("48.4", "", "", "", "67.3"),
+    }
+    table = all_tables()["svib/beta"]
+    assert [column.after for column in table.columns] == [20, 40, 60, 80, 100]
+    assert {column.epochs for column in table.columns} == {None}
+
+
 def test_imsvd_table_3_carries_six_systems_over_three_data_sets():
     rows = numbers("imsvd/table3")
     assert rows == {
@@ -196,9 +207,9 @@ def test_the_one_hot_statistics_are_two_numbers():
     assert numbers("imsvd/onehot") == {"IMSVD": ("91.18", "81.25")}
 
 
-def test_the_papers_print_282_numbers_in_fourteen_tables():
+def test_the_papers_print_288_numbers_in_fifteen_tables():
     tables = find_tables(("all",))
-    papers = {"svib": 4, "imsvd": 10}
+    papers = {"svib": 5, "imsvd": 10}
     assert len(tables) == sum(papers.values())
     stated = [
         table.published(cell)
@@ -206,7 +217,7 @@ def test_the_papers_print_282_numbers_in_fourteen_tables():
         for cell in table.cells()
         if table.published(cell).states_something
     ]
-    assert len(stated) == 282
+    assert len(stated) == 288
     assert sum(cell.diverged for cell in stated) == 1
 
 
@@ -268,6 +279,7 @@ def test_all_means_every_table_of_the_papers_and_no_other():
     names = [table.name for table in find_tables(("all",))]
     assert names == [
         *(f"svib/table{n}" for n in range(1, 5)),
+        "svib/beta",
         *(f"imsvd/table{n}" for n in range(1, 10)),
         "imsvd/onehot",
     ]

@@ -12,6 +12,7 @@ from slurm.cost import (
     published_runs,
     wall_seconds,
 )
+from slurm.jobs import Task
 from slurm.plan import describe_costs, describe_plan, estimate_costs, make_plan
 from slurm.sites import Site
 from slurm.submit import Places, make_tasks
@@ -165,3 +166,30 @@ def test_durations_read_like_durations():
     assert [duration(s) for s in (45, 720, 12_000, 440_640)] == [
         *("45 s", "12 min", "3 h 20 min", "5.1 days")
     ]
+
+
+def test_a_trunk_that_was_not_kept_on_the_way_is_trained_for_again(tmp_path):
+    table = sample.resolved()
+    early = replace(table.evaluations["knn1"], key="knn1-40", after=40)
+    cells = (*table.cells, replace(table.cells[1], evaluations=("knn1-40",)))
+    table = replace(table, cells=cells, evaluations={**table.evaluations, "knn1-40": early})
+    (tmp_path / "m-1").mkdir()
+    (tmp_path / "m-1" / "backbone.pt").touch()
+    recorded = {"lin1", "lin1b", "knn1", "lin2", "knn2"}
+    plan = make_plan([table], recorded, tmp_path)
+    assert (list(plan.pretrainings), list(plan.evaluations)) == (["m-1"], ["knn1-40"])
+    lines = describe_plan(estimate_costs(plan, TWO_CORES, {}))
+    assert lines[2] == "  evaluate knn1-40  protocols.knn@1 after 40 % of the steps"
+    (tmp_path / "m-1" / "backbone-40.pt").touch()
+    plan = make_plan([table], recorded, tmp_path)
+    assert (list(plan.pretrainings), list(plan.trained)) == ([], ["m-1"])
+
+
+def test_a_pretraining_is_done_when_all_that_it_leaves_is_there(tmp_path):
+    job = replace(sample.pretraining("m-1", 3), snapshots=(40,))
+    task = Task(pretraining=job, runs=tmp_path, records=tmp_path)
+    (tmp_path / "m-1").mkdir()
+    (tmp_path / "m-1" / "backbone.pt").touch()
+    assert task.output.exists() and not task.is_done
+    (tmp_path / "m-1" / "backbone-40.pt").touch()
+    assert task.is_done
