@@ -128,6 +128,10 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
     if tuple(images.shape[-2:]) == size:
         return images
     batch = images if images.ndim == 4 else images[None]
+    if images.ndim == 3 and images.stride(0) == 1:  # interleaved, as decoders deliver them
+        # Torch has fast code for that, but recognises it by the strides of a batch without gaps.
+        rows = images.permute(1, 2, 0).contiguous()
+        batch = rows[None].permute(0, 3, 1, 2)
     out = F.interpolate(batch, size=size, mode=interpolation, antialias=True)
     return out if images.ndim == 4 else out[0]
 
