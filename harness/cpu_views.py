@@ -10,7 +10,7 @@ adjustment) is torch's code here too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.augment import adjust, blend_weights
-from harness.crop import crop_image, cut_patches, draw_boxes
+from harness.crop import boxes_at_scales, crop_image, cut_patches
 from harness.parameters import HUE, Colours, draw_colours, draw_view
 from harness.photometrics import LUMA, solarize
 from harness.views import Pixels, View
@@ -33,12 +33,13 @@ _NEUTRAL = [1.0, 0.0, 0.0, 0.0]
 
 
 def views_on_cpu(
-    images: Sequence[Tensor], indices: np.ndarray, views: Sequence[View], *, seed: int, epoch: int
+    images: Iterable[Tensor], indices: np.ndarray, views: Sequence[View], *, seed: int, epoch: int
 ) -> list[Tensor]:
     """What `colour(crop_views(…))` of `augment.py` draws, within 0.01 grey levels.
 
     Args:
-        images: n times uint8 (3, H, W); fastest as views of (H, W, 3), as decoders deliver them.
+        images: n times uint8 (3, H, W), used up one after the other, so that only one needs to be
+            in memory; fastest as views of (H, W, 3), as decoders deliver them.
         indices: Their indices (n,) in the data set.
         views: The recipe.
         seed: The run's seed.
@@ -46,15 +47,17 @@ def views_on_cpu(
 
     Returns:
         Per view float32 (n, 3, size, size), normalised; (n, patches, 3, patch, patch) for a jigsaw.
-        Beside them there is room for two pictures of each size at a time.
     """
-    sizes = np.array([image.shape[-2:] for image in images])
-    drawn = [_draw(view, number, indices, sizes, seed, epoch) for number, view in enumerate(views)]
-    canvases = {job.out.shape[-1]: Canvas(job.out.shape[-1]) for job in drawn}
+    jobs = [_draw(view, number, indices, seed, epoch) for number, view in enumerate(views)]
+    canvases = {job.side: Canvas(job.side) for job in jobs}
+    scales = np.array([view.scale for view in views])
+    uniforms = np.stack([job.box for job in jobs], axis=1)
     for number, image in enumerate(images):
-        for job in drawn:
-            _paint(job, number, image, canvases[job.out.shape[-1]])
-    return [job.out if job.view.patch_size else job.out.squeeze(1) for job in drawn]
+        sizes = np.tile(image.shape[-2:], (len(jobs), 1))
+        boxes = boxes_at_scales(scales, uniforms[number], sizes)
+        for job, box in zip(jobs, boxes, strict=True):
+            _paint(job, number, crop_image(image, box, job.view), canvases[job.side])
+    return [job.out if job.view.patch_size else job.out.squeeze(1) for job in jobs]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,38 +65,36 @@ class _Job:
     """One view of n images: what was drawn for it, and where it goes."""
 
     view: View
-    boxes: np.ndarray  # int64 (n, 4)
-    patches: np.ndarray  # (n, patch_slots(view))
+    box: np.ndarray  # uniforms (n, BOX_SLOTS)
+    patches: np.ndarray  # uniforms (n, patch_slots(view))
     colours: Colours  # of n * patches pictures
     weights: list  # of their jitter's stages: (n * patches, 4 stages, 4 weights)
+    side: int  # of a picture
     out: Tensor  # float32 (n, patches, 3, side, side)
 
 
-def _draw(
-    view: View, number: int, indices: np.ndarray, sizes: np.ndarray, seed: int, epoch: int
-) -> _Job:
+def _draw(view: View, number: int, indices: np.ndarray, seed: int, epoch: int) -> _Job:
     drawn = draw_view(view, number, indices, seed=seed, epoch=epoch)
     colours = draw_colours(view, drawn.colours)
+    weights = blend_weights(colours, additive=view.brightness == "additive")
     side = view.patch_size or view.size
     pictures = view.patch_grid**2 if view.patch_size else 1
-    weights = blend_weights(colours, additive=view.brightness == "additive")
     return _Job(
         view=view,
-        boxes=draw_boxes(view, drawn.box, sizes),
+        box=drawn.box,
         patches=drawn.patches,
         colours=colours,
         weights=weights.transpose(2, 0, 1).tolist(),
-        out=torch.empty(len(sizes), pictures, 3, side, side),
+        side=side,
+        out=torch.empty(len(indices), pictures, 3, side, side),
     )
 
 
-def _paint(job: _Job, number: int, image: Tensor, canvas: Canvas) -> None:
-    """Cut, colour and normalise one view of image `number`."""
-    crop = crop_image(image, job.boxes[number], job.view)
+def _paint(job: _Job, number: int, crop: Tensor, canvas: Canvas) -> None:
+    """Colour and normalise the pictures of image `number`'s crop."""
     pictures = crop[None]
     if job.view.patch_size:
-        uniforms = job.patches[number : number + 1]
-        pictures = cut_patches(pictures, job.view, uniforms)[0]
+        pictures = cut_patches(pictures, job.view, job.patches[number : number + 1])[0]
     for place, picture in enumerate(pictures):
         row = number * len(pictures) + place
         canvas.load(picture, flip=bool(job.colours.flip[row]))

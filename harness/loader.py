@@ -204,7 +204,7 @@ def _views_in_memory(images: Tensor, device: str, draw: dict, indices: np.ndarra
 
 
 def _views_of_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:
-    return views_on_cpu([data.load(index) for index in indices.tolist()], indices, **draw)
+    return views_on_cpu(map(data.load, indices.tolist()), indices, **draw)
 
 
 def _cut_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:
