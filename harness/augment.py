@@ -179,7 +179,7 @@ def apply_colours(images: Tensor, colours: Colours, view: View) -> Tensor:
     images = _where(images, colours.flip, lambda part, _: part.flip(-1))
     if view.jitter_p > 0:
         images = _jitter(images, colours, additive=view.brightness == "additive")
-    images = _where(images, colours.adjust, lambda part, rows: _adjust(part, colours, rows))
+    images = _where(images, colours.adjust, lambda part, rows: adjust(part, colours, rows))
     images = _where(images, colours.gray, lambda part, _: luma(part).repeat(1, 3, 1, 1))
     images = _where(images, colours.sigma > 0, lambda part, rows: _blur(part, colours.sigma[rows]))
     threshold = view.solarize_threshold
@@ -201,7 +201,7 @@ def _where(
 
 def _jitter(images: Tensor, colours: Colours, *, additive: bool) -> Tensor:
     """Brightness, contrast, saturation and hue, in each image's own order."""
-    weights = _blend_weights(colours, additive=additive)
+    weights = blend_weights(colours, additive=additive)
     on_device = torch.from_numpy(weights).to(images.device, torch.float32)[..., None, None, None]
     for stage in range(4):
         factor, grey_share, mean_share, offset = on_device[stage]
@@ -221,8 +221,12 @@ def _jitter(images: Tensor, colours: Colours, *, additive: bool) -> Tensor:
     return images
 
 
-def _blend_weights(colours: Colours, *, additive: bool) -> np.ndarray:
+def blend_weights(colours: Colours, *, additive: bool) -> np.ndarray:
     """Each stage of each image as a blend: what the image, luma, mean luma and 1 weigh.
+
+    Args:
+        colours: Parameters of n images.
+        additive: The brightness is added, not multiplied.
 
     Returns:
         float64 (4 stages, 4 weights, n); hue is a blend that changes nothing.
@@ -245,8 +249,17 @@ def _blur(images: Tensor, sigma: np.ndarray) -> Tensor:
     return blur(images, torch.from_numpy(sigma))
 
 
-def _adjust(images: Tensor, colours: Colours, rows: np.ndarray) -> Tensor:
-    """The photometric operation of VISSL: all four steps in this order."""
+def adjust(images: Tensor, colours: Colours, rows: np.ndarray) -> Tensor:
+    """The photometric operation of VISSL: all four steps in this order.
+
+    Args:
+        images: float32 (k, 3, H, W) in [0, 1].
+        colours: Parameters of n images.
+        rows: Which of them (k,) these are.
+
+    Returns:
+        (k, 3, H, W).
+    """
     images = posterize(images, _column(colours.bits[rows], images))
     images = sharpen(images, _column(colours.sharpness[rows], images))
     images = solarize(images, _column(colours.inversion[rows], images))

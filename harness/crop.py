@@ -37,8 +37,22 @@ def draw_boxes(view: View, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarra
     Returns:
         int64 (n, 4): top, left, height, width.
     """
+    return boxes_at_scales(np.array([view.scale]), uniforms, sizes)
+
+
+def boxes_at_scales(scales: np.ndarray, uniforms: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """As `draw_boxes`, for views of different scale, such as all those of one image.
+
+    Args:
+        scales: Smallest and largest area of each row, share of the image: (n, 2) or (1, 2).
+        uniforms: (n, BOX_SLOTS) in [0, 1).
+        sizes: Height and width of each row's image, int64 (n, 2).
+
+    Returns:
+        int64 (n, 4): top, left, height, width.
+    """
     height, width = sizes[:, :1], sizes[:, 1:]
-    low, high = view.scale
+    low, high = scales[:, :1], scales[:, 1:]
     area = height * width * (low + (high - low) * uniforms[:, :TRIES])
     span = _LOG_RATIO[1] - _LOG_RATIO[0]
     ratio = np.exp(_LOG_RATIO[0] + span * uniforms[:, TRIES : 2 * TRIES])
@@ -128,6 +142,10 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
     if tuple(images.shape[-2:]) == size:
         return images
     batch = images if images.ndim == 4 else images[None]
+    if images.ndim == 3 and images.stride(0) == 1:  # interleaved, as decoders deliver them
+        # Torch has fast code for that, but recognises it by the strides of a batch without gaps.
+        rows = images.permute(1, 2, 0).contiguous()
+        batch = rows[None].permute(0, 3, 1, 2)
     out = F.interpolate(batch, size=size, mode=interpolation, antialias=True)
     return out if images.ndim == 4 else out[0]
 

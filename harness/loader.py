@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.augment import augment, colour, crop_views
+from harness.cpu_views import views_on_cpu
 from harness.crop import center_crop
 from harness.data import ImageSet
 from harness.draws import permutation
@@ -126,11 +127,10 @@ def train_batches(
     if data.images is not None:
         yield from _deliver(data, steps, partial(_views_in_memory, data.images, plan.device, draw))
         return
-    cut = partial(_cut_files, data, draw)
-    finish = partial(_colour, plan.device, draw)
     if plan.device == "cpu":  # the workers colour too
-        yield from _from_files(data, steps, _Chain(cut, finish), _unchanged, plan)
+        yield from _from_files(data, steps, partial(_views_of_files, data, draw), _unchanged, plan)
     else:
+        cut, finish = partial(_cut_files, data, draw), partial(_colour, plan.device, draw)
         yield from _from_files(data, steps, cut, finish, plan)
 
 
@@ -201,6 +201,10 @@ def _deliver(data: ImageSet, steps: list[np.ndarray], make: Maker) -> Iterator[B
 
 def _views_in_memory(images: Tensor, device: str, draw: dict, indices: np.ndarray) -> list[Tensor]:
     return augment(images[torch.from_numpy(indices)].to(device), indices, **draw)
+
+
+def _views_of_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:
+    return views_on_cpu(map(data.load, indices.tolist()), indices, **draw)
 
 
 def _cut_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:

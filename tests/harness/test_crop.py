@@ -33,6 +33,17 @@ def test_both_crops_are_within_one_grey_level_of_pillows(interpolation, size):
         assert (crop_image(image, box, view).float() - theirs).abs().max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_bits_of_a_crop_dont_depend_on_how_the_image_lies_in_memory(interpolation):
+    planar = pictures(1, 75, 90)[0]
+    interleaved = planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for box in ([0, 0, 75, 90], [3, 5, 60, 51], [10, 20, 30, 24]):
+        for size in (16, 40):
+            view = View(size=size, interpolation=interpolation)
+            crop = crop_image(planar, np.array(box), view)
+            assert torch.equal(crop_image(interleaved, np.array(box), view), crop)
+
+
 def test_a_crop_of_the_whole_image_at_its_own_size_changes_nothing():
     images = pictures(3, 32, 32)
     boxes = np.tile([0, 0, 32, 32], (3, 1))
