@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness import resnets, resnets_v2
 from harness.errors import UserError
@@ -78,6 +79,21 @@ class Backbone(nn.Module):
             UserError: The reading's pooling is larger than the map.
         """
         raise NotImplementedError
+
+    def compile_trunk(self) -> None:
+        """Have torch.compile make the trunk's kernels at its first use, names left as they are."""
+        self.trunk.compile()
+
+    def recompute(self) -> None:
+        """Keep less between forward and backward pass, and compute it again.
+
+        Raises:
+            UserError: The trunk has batch norm, which would count each batch twice.
+        """
+        raise UserError(
+            f"--recompute is for ViTs: the batch norms of a {self.spec.name} would count each batch"
+            " twice; leave it out and use more processes where memory is short"
+        )
 
     def teacher(self) -> Self:
         """A frozen copy without stochastic depth: the starting point of an EMA teacher."""
@@ -155,6 +171,16 @@ class ViT(Backbone):
         super().__init__(spec, image_size)
         self.dim = int(trunk.num_features)
         self.trunk = trunk
+        self._recomputes = False
+
+    def compile_trunk(self) -> None:
+        """Block by block: the blocks are alike, so that one compilation serves them all."""
+        for block in self.trunk.blocks:
+            block.compile()
+
+    def recompute(self) -> None:
+        """Keep the input of each block, and compute the block again in the backward pass."""
+        self._recomputes = True
 
     def forward(self, images: Tensor, reading: Reading = POOLED) -> Tensor:
         """CLS tokens (n, last_blocks * dim) for images of any size the patches divide."""
@@ -162,7 +188,7 @@ class ViT(Backbone):
         x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
         read = []
         for position, block in enumerate(trunk.blocks):
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self._recomputes else block(x)
             if position >= len(trunk.blocks) - reading.last_blocks:
                 read.append(trunk.norm(x)[:, 0])
         return torch.cat(read, dim=1)

@@ -9,16 +9,16 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from harness import registry
 from harness.errors import UserError
+from harness.execution import Execution
 from harness.recipe import Recipe
 from harness.scale import find_scale, scale_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(Execution):
     """Pretrain a method's recipe and print the path of its backbone.pt."""
 
     recipe: str  # method:RECIPE, e.g. imsvd:RESNET50
@@ -26,8 +26,6 @@ class Command:
     epochs: int | None = None  # instead of the recipe's, before scaling
     seed: int = 0
     runs: Path = Path("runs")  # the run works in runs/<key>, and goes on there if it was killed
-    save_every: float = 10.0  # seconds between checkpoints at least
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: half on GPU, fp32 on CPU
 
 
 def main() -> None:
@@ -51,13 +49,7 @@ def _run(recipe: Recipe, command: Command) -> None:
     from harness.train import pretrain
 
     try:
-        path = pretrain(
-            recipe,
-            command.seed,
-            command.runs,
-            precision=command.precision,
-            save_every=command.save_every,
-        )
+        path = pretrain(recipe, command.seed, command.runs, command)
         if dist.is_main():
             print(path)
     finally:

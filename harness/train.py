@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import dist, draws
-from harness.backbone import build_backbone
+from harness.backbone import Backbone, build_backbone
 from harness.batchnorm import average_running_statistics, set_batchnorm
 from harness.checkpoint import forget_training, load_backbone, save_training
 from harness.errors import UserError
+from harness.execution import AS_USUAL, Execution, Precision
 from harness.files import write_atomically
 from harness.loader import Batch
 from harness.method import Method
@@ -36,7 +37,6 @@ from harness.training_images import TrainingImages, open_training
 from harness.trainlog import TrainLog
 from harness.trunks import missed_snapshots, save_trunk
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LOG_EVERY = 10  # steps between reports; losses are read back from the GPU only then
 SAVE_SHARE = 0.02  # of the time may go into checkpoints
 
@@ -65,9 +65,9 @@ class Run:
     method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    precision: Precision
+    precision: Precision  # resolved
     steps_per_epoch: int
-    save_every: float = 10.0  # seconds
+    execution: Execution = AS_USUAL
     step: int = 0
     seconds: float = 0.0  # of training, all attempts together
     started: float = field(default_factory=time.monotonic)
@@ -93,9 +93,8 @@ def pretrain(
     recipe: Recipe,
     seed: int,
     runs: Path,
+    execution: Execution = AS_USUAL,
     *,
-    precision: Precision = "auto",
-    save_every: float = 10.0,
     on_step: Callable[[Run], None] | None = None,
 ) -> Path:
     """Train `recipe`, or go on where a killed attempt stopped.
@@ -104,10 +103,9 @@ def pretrain(
         recipe: What to train, resolved (after scaling).
         seed: Of everything random.
         runs: Folder of all runs; this one works in `runs/<pretrain key>`.
-        precision: Of the matrix products; "auto" is bf16 on GPUs that have it, fp16 on other
-            GPUs, fp32 on CPU.
-        save_every: Seconds between checkpoints, or more where writing one takes longer than 2 %
-            of that; 0 writes one at every report.
+        execution: How it computes. Precision "auto" is bf16 on GPUs that have it, fp16 on other
+            GPUs, fp32 on CPU. Checkpoints are farther apart than `save_every` where writing one
+            takes longer than 2 % of that; 0 writes one at every report.
         on_step: Called after every step, on every process.
 
     Returns:
@@ -130,8 +128,7 @@ def pretrain(
     if dist.is_main():
         text = json.dumps({"seed": seed, "recipe": resolved(recipe)}, indent=1)
         write_atomically(workdir / "recipe.json", text + "\n")
-    run = _start(recipe, seed, workdir, precision)
-    run.save_every = save_every
+    run = _start(recipe, seed, workdir, execution)
     _resume(run)
     _train(run, on_step)
     # one that is there is of an earlier attempt, whose checksum records name
@@ -157,7 +154,7 @@ def keep_diverged(error: NonFiniteLossError) -> bool:
     return True
 
 
-def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Run:
+def _start(recipe: Recipe, seed: int, workdir: Path, execution: Execution) -> Run:
     data = open_training(recipe, seed)
     torch.manual_seed(draws.torch_seed(seed, 0))
     backbone = build_backbone(recipe.backbone, max(view.size for view in recipe.views))
@@ -166,7 +163,12 @@ def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Ru
     set_batchnorm(method, method.batch_norm_group, recipe.batch_size)
     memory_format = torch.preserve_format if backbone.is_vit else torch.channels_last
     method.to(dist.device(), memory_format=memory_format).train()  # pyright: ignore[reportCallIssue]
-    precision = _resolve(precision)
+    if execution.recompute:
+        method.backbone.recompute()
+    if execution.compile:
+        for trunk in (m for m in method.modules() if isinstance(m, Backbone)):
+            trunk.compile_trunk()
+    precision = _resolve(execution.precision)
     return Run(
         recipe=recipe,
         seed=seed,
@@ -177,6 +179,7 @@ def _start(recipe: Recipe, seed: int, workdir: Path, precision: Precision) -> Ru
         scaler=torch.amp.GradScaler(dist.device().type, enabled=precision == "fp16"),
         precision=precision,
         steps_per_epoch=data.steps_per_epoch,
+        execution=execution,
     )
 
 
@@ -204,6 +207,7 @@ def _state(run: Run) -> dict[str, Any]:
         "step": run.step,
         "seconds": run.elapsed,
         "precision": run.precision,
+        "compile": run.execution.compile,
         "method": run.method.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -219,17 +223,29 @@ def _resume(run: Run) -> None:
         _start_again(run)
         return
     run.checkpoint = path
-    if state["precision"] != run.precision:
-        raise UserError(
-            f"{run.checkpoint} was trained in {state['precision']}, this run is in "
-            f"{run.precision}; give --precision {state['precision']} or delete {run.workdir}"
-        )
+    _check_same_execution(run, state)
     run.method.load_state_dict(state["method"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
     run.step, run.seconds = state["step"], state["seconds"]
     if dist.is_main():
         print(f"resuming {run.workdir.name} at step {run.step}/{run.steps}", file=sys.stderr)
+
+
+def _check_same_execution(run: Run, state: dict[str, Any]) -> None:
+    """A run goes on as it began: either setting changes the last bits."""
+    if state["precision"] != run.precision:
+        raise UserError(
+            f"{run.checkpoint} was trained in {state['precision']}, this run is in "
+            f"{run.precision}; give --precision {state['precision']} or delete {run.workdir}"
+        )
+    was = state.get("compile", False)  # checkpoints of earlier versions don't say
+    if was != run.execution.compile:
+        mend = "give --compile" if was else "leave out --compile"
+        raise UserError(
+            f"{run.checkpoint} was trained {'with' if was else 'without'} --compile; {mend} or "
+            f"delete {run.workdir}"
+        )
 
 
 def _start_again(run: Run) -> None:
@@ -297,7 +313,9 @@ def _train(run: Run, on_step: Callable[[Run], None] | None) -> None:
                 pending.append(_step(run, losses, batch))
                 run.step += 1
                 last = run.step == run.steps
-                wait = max(run.save_every, save_seconds / SAVE_SHARE if run.save_every else 0.0)
+                wait = run.execution.save_every and max(
+                    run.execution.save_every, save_seconds / SAVE_SHARE
+                )
                 due = dist.is_main() and time.monotonic() - saved > wait and not last
                 kept = snapshots.get(run.step, [])
                 if run.step % LOG_EVERY == 0 or last or kept:

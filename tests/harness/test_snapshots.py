@@ -10,6 +10,7 @@ import torch
 from harness import train
 from harness.checkpoint import load_backbone
 from harness.evaluate import pretrain_cost
+from harness.execution import Execution
 from harness.recipe import Recipe, pretrain_key
 from harness.snapshots import evaluated_after, is_finished, is_lost, snapshot_steps, trunk_file
 from tests.harness.test_train import Killed, tiny
@@ -69,7 +70,7 @@ def killed_at(step: int, recipe: Recipe, runs: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        train.pretrain(recipe, 0, runs, save_every=0, on_step=on_step)
+        train.pretrain(recipe, 0, runs, Execution(save_every=0), on_step=on_step)
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_finished_run_without_its_snapshots_trains_again_and_its_end_stays(
     recipe, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(train, "LOG_EVERY", 1)
-    end = train.pretrain(replace(recipe, snapshots=()), 0, tmp_path, save_every=0)
+    end = train.pretrain(replace(recipe, snapshots=()), 0, tmp_path, Execution(save_every=0))
     before = end.read_bytes()
     assert is_lost(recipe, end.parent, step=8, steps=9)
     assert not is_lost(recipe, end.parent, step=1, steps=9)

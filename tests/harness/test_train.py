@@ -13,6 +13,7 @@ import torch
 from harness import train
 from harness.checkpoint import load_backbone
 from harness.errors import UserError
+from harness.execution import Execution
 from harness.recipe import BackboneSpec, Recipe, pretrain_key
 from harness.scale import SCALES, scale_recipe
 from harness.views import shrink_views
@@ -60,7 +61,7 @@ def whole_state(recipe: Recipe, runs: Path, *, kill_at: int | None = None) -> di
             seen["method"] = {k: v.clone() for k, v in run.method.state_dict().items()}
             seen["optimizer"] = run.optimizer.state_dict()["state"]
 
-    train.pretrain(recipe, 0, runs, save_every=0, on_step=on_step)
+    train.pretrain(recipe, 0, runs, Execution(save_every=0), on_step=on_step)
     return seen
 
 
@@ -125,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_checkpo
                 run.method.projector[-1].weight.fill_(float("nan"))
 
     with pytest.raises(train.NonFiniteLossError) as caught:
-        train.pretrain(recipe, 0, tmp_path, save_every=0, on_step=poison)
+        train.pretrain(recipe, 0, tmp_path, Execution(save_every=0), on_step=poison)
     text = str(caught.value)
     assert "loss term invariance is nan at step 4" in text
     newest = max((tmp_path / pretrain_key(recipe, 0)).glob("step-*.pt"))
