@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import TypeVar
 
@@ -16,8 +17,7 @@ T = TypeVar("T")
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 1 if a job failed, 2 for a wrong request."""
     argv = sys.argv[1:] if argv is None else argv
-    actions = {"doctor": _doctor, "explain": _explain, "report": _report, "clean": _clean}
-    action = actions.get(argv[0] if argv else "")
+    action = ACTIONS.get(argv[0] if argv else "")
     try:
         if _is_figure(argv):
             return _figure(argv)
@@ -30,12 +30,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _parsed(kind: type[T], argv: list[str], name: str = "") -> T:
+def _parsed(kind: type[T], argv: list[str], name: str = "", more: str = "") -> T:
     return tyro.cli(
         kind,
         args=argv,
         prog=f"reproduce.py {name}".rstrip(),
-        description=kind.__doc__,
+        description="\n\n".join(filter(None, (inspect.getdoc(kind), more))),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
@@ -44,16 +44,24 @@ def _parsed(kind: type[T], argv: list[str], name: str = "") -> T:
 
 
 def _tables(argv: list[str]) -> int:
-    args = _parsed(Arguments, argv)
+    from figures.names import FIGURES, listing
+
+    more = f"Figures, each with its own --help, too:\n\n{listing()}"
+    args = _parsed(Arguments, argv, more=more)
+    from results.catalog import find_tables
     from slurm.command import run
 
+    for name in args.tables:
+        if name in FIGURES:
+            raise UserError(f"{name} is a figure, drawn alone: python reproduce.py {name} …")
+    find_tables(args.tables, others=(*FIGURES, *ACTIONS))
     return run(args)
 
 
 def _is_figure(argv: list[str]) -> bool:
     if not argv or argv[0].startswith("-"):
         return False
-    from figures.catalog import FIGURES
+    from figures.names import FIGURES
 
     return argv[0] in FIGURES
 
@@ -63,6 +71,13 @@ def _figure(argv: list[str]) -> int:
 
     catalog.run(argv[0], argv[1:])
     return 0
+
+
+def _figures(argv: list[str]) -> int:
+    from figures import catalog
+    from figures.names import listing
+
+    return catalog.run_all(_parsed(catalog.Arguments, argv, "figures", listing()))
 
 
 def _doctor(argv: list[str]) -> int:
@@ -100,6 +115,15 @@ def _clean(argv: list[str]) -> int:
     freed = featurecache.clean()
     print(f"{freed / 1e9:.2f} GB freed in {featurecache.folder()}")
     return 0
+
+
+ACTIONS = {
+    "doctor": _doctor,
+    "explain": _explain,
+    "figures": _figures,
+    "report": _report,
+    "clean": _clean,
+}
 
 
 if __name__ == "__main__":

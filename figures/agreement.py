@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import tyro
 from tabulate import tabulate
 
-from figures.drawing import COLOURS, OUT, ROOT, Drawn, canvas, main
-from harness.errors import UserError
+from figures.drawing import COLOURS, OUT, ROOT, Drawn, NotRunError, canvas, main
 from harness.record import Cost, load_records
-from harness.scale import Scale, find_scale
+from harness.scale import Scale, default_scale, find_scale
 from results.catalog import find_tables
 from results.cells import CellResult, Findings, cell_results
 from results.resolve import Resolved, resolve
@@ -29,8 +28,9 @@ class Agreement:
 
     tables: tyro.conf.Positional[tuple[str, ...]] = ("all",)
     """As for reproduce.py: all, table1, svib/table1, …"""
-    scale: str = "paper"
-    """paper, cifar10, cifar10-mini or demo."""
+    scale: str | None = None
+    """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
+    DATA_ROOT, else demo."""
     metric: str = "linear_top1"
     """Whose cells stand against their cost."""
     runs: Path = ROOT / "runs"
@@ -77,18 +77,24 @@ def make(args: Agreement) -> Drawn:
     Raises:
         UserError: An unknown table or scale, or no cell that both have a number for.
     """
-    scale = find_scale(args.scale)
+    scale = find_scale(args.scale or default_scale())
     findings = Findings(records=load_records(args.records))
     measured = list(_measured(args, scale, findings))
     points = pairs(measured)
     if not points:
-        raise UserError(
+        raise NotRunError(
             f"{args.records} has no record at the {scale.name} scale of a cell of"
-            f" {', '.join(args.tables)} with a published number; run reproduce.py"
+            f" {', '.join(args.tables)} with a published number; run python reproduce.py"
             f" {' '.join(args.tables)} --scale {scale.name} first"
         )
-    figure = draw(points, bought(measured, findings, args.metric), scale, args.metric)
-    return Drawn(figure, f"agreement.{scale.name}", describe(points))
+    return Drawn(
+        draw(points, bought(measured, findings, args.metric), args.metric),
+        "agreement",
+        title="ours against the papers' numbers, and accuracy against cost",
+        description=_in_words(points, args.metric),
+        scale=scale.name,
+        text=describe(points),
+    )
 
 
 def _measured(args: Agreement, scale: Scale, findings: Findings) -> Iterable[Measured]:
@@ -132,6 +138,16 @@ def bought(measured: Iterable[Measured], findings: Findings, metric: str) -> lis
     return list({(point.name, point.hours): point for point in found}.values())
 
 
+def _in_words(points: Sequence[Pair], metric: str) -> str:
+    alike = sum(point.alike for point in points)
+    tables = ", ".join(dict.fromkeys(point.table for point in points))
+    return (
+        f"Left: {len(points)} cells of {tables}, ours over the paper's number, beside the line of "
+        f"equality; {alike} of them were measured as the paper did. "
+        f"Right: {metric} over the hours of pretraining."
+    )
+
+
 def describe(points: Sequence[Pair]) -> str:
     """How far apart each table's numbers are, those alone that were measured alike."""
     rows = []
@@ -144,17 +160,15 @@ def describe(points: Sequence[Pair]) -> str:
     return tabulate(rows, header, disable_numparse=True)
 
 
-def draw(points: Sequence[Pair], costs: Sequence[Bought], scale: Scale, metric: str) -> Any:
+def draw(points: Sequence[Pair], costs: Sequence[Bought], metric: str) -> Any:
     """The figure: (a) ours against the paper's, (b) accuracy against cost.
 
     Filled points were measured as the paper did; hollow ones by another protocol or at another
-    scale, of which the title warns.
+    scale.
     """
     tables = list(dict.fromkeys(point.table for point in (*points, *costs)))
     colours = {table: COLOURS[number % len(COLOURS)] for number, table in enumerate(tables)}
     figure = canvas(11, 4.8)
-    warning = ": other images and networks, not comparable with the papers' numbers"
-    figure.suptitle("the papers' scale" if scale.is_paper else f"{scale.name} scale{warning}")
     left, right = figure.subplots(1, 2)
     _draw_pairs(left, points, colours)
     _draw_costs(right, costs, colours, metric)

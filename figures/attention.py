@@ -12,7 +12,7 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import OUT, Drawn, canvas, main, show_image
+from figures.drawing import OUT, Drawn, canvas, main, scale_of, show_image
 from figures.pictures import for_trunk, load_pictures, to_show
 from harness import dist
 from harness.backbone import Backbone, ViT
@@ -32,7 +32,7 @@ class Attention:
     images: str = "imagenet"  # a folder of images, or a data set, of whose val some are taken
     count: int = 4  # images
     size: int = 0  # their side in pixels, a multiple of the patch; 0: as trained
-    out: Path = OUT  # gets attention.png and attention.svg
+    out: Path = OUT  # gets attention.<scale>.png and .svg
 
 
 def make(args: Attention) -> Drawn:
@@ -56,8 +56,14 @@ def make(args: Attention) -> Drawn:
             maps.append(cls_attention(trunk, images).cpu())
     trained = {_trained(info.training) for _, info in loaded}
     title = "CLS attention of the last block: " + "; ".join(sorted(filter(None, trained)))
-    figure = draw(pictures, maps, names, title.removesuffix(": "))
-    return Drawn(figure, "attention", describe(maps, names))
+    return Drawn(
+        draw(pictures, maps, names),
+        "attention",
+        title=title.removesuffix(": "),
+        description=_in_words(maps, names),
+        scale=scale_of(info.training.get("recipe") for _, info in loaded),
+        text=describe(maps, names),
+    )
 
 
 def _vit(backbone: Backbone, path: Path) -> ViT:
@@ -132,6 +138,18 @@ def concentration(maps: Tensor, share: float = 0.6) -> float:
     return 100 * float(needed.double().mean()) / mass.shape[2]
 
 
+def _in_words(maps: Sequence[Tensor], names: Sequence[str]) -> str:
+    shares = (
+        f"{concentration(found):.0f} % of the patches for {name}"
+        for name, found in zip(names, maps, strict=True)
+    )
+    return (
+        f"{len(maps[0])} images, each in a row per network ({', '.join(names)}): the image, then "
+        "where the CLS token looks, brighter for more, as the mean over heads and head by head. "
+        f"60 % of a head's attention lie on {', '.join(shares)}."
+    )
+
+
 def describe(maps: Sequence[Tensor], names: Sequence[str]) -> str:
     """How compact the attention of each checkpoint is, as a table."""
     rows = [(name, f"{concentration(found):.1f}") for name, found in zip(names, maps, strict=True)]
@@ -139,19 +157,17 @@ def describe(maps: Sequence[Tensor], names: Sequence[str]) -> str:
     return tabulate(rows, header, disable_numparse=True, colalign=("left", "right"))
 
 
-def draw(pictures: Tensor, maps: Sequence[Tensor], names: Sequence[str], title: str) -> Any:
+def draw(pictures: Tensor, maps: Sequence[Tensor], names: Sequence[str]) -> Any:
     """The figure: a row per image and checkpoint; the image, the mean over heads, each head.
 
     Args:
         pictures: uint8 (n, 3, H, W).
         maps: Of each checkpoint (n, heads, h, w).
         names: Of the checkpoints.
-        title: Says what was measured.
     """
     heads = max(found.shape[1] for found in maps)
     rows = len(pictures) * len(maps)
     figure = canvas(1.1 * (heads + 2) + 0.3, 1.1 * rows + 0.6)
-    figure.suptitle(title)
     grid = figure.subplots(rows, heads + 2, squeeze=False)
     side = (-0.5, pictures.shape[3] - 0.5, pictures.shape[2] - 0.5, -0.5)
     for row, line in enumerate(grid):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import OUT, Drawn, canvas, main, show_image
+from figures.drawing import OUT, Drawn, canvas, main, scale_of, show_image
 from figures.pictures import for_trunk, load_pictures, to_show
 from harness import dist
 from harness.backbone import OwnProjector, ResNet
@@ -42,7 +42,7 @@ class GradCAM:
     count: int = 6  # images of each unit
     size: int = 0  # side of the images in pixels; 0: as trained
     overlay: bool = True  # False: the images alone, as in the paper's Fig. 4
-    out: Path = OUT  # gets gradcam.png and .svg, or units.png and .svg
+    out: Path = OUT  # gets gradcam.<scale>.png and .svg, or units.<scale>.png and .svg
 
 
 def make(args: GradCAM) -> Drawn:
@@ -70,9 +70,14 @@ def make(args: GradCAM) -> Drawn:
     maps = {unit: maps_of(backbone, pictures[rows], unit) for unit, rows in best.items()}
     recipe = info.get("recipe") or {}
     trained = f"{recipe['dataset']}, {recipe['epochs']} epochs: " if recipe else ""
-    title = f"{trained}highest of {len(pictures)} images per unit"
-    figure = draw(pictures, best, maps if args.overlay else {}, title)
-    return Drawn(figure, "gradcam" if args.overlay else "units", describe(p, best))
+    return Drawn(
+        draw(pictures, best, maps if args.overlay else {}),
+        "gradcam" if args.overlay else "units",
+        title=f"{trained}highest of {len(pictures)} images per unit",
+        description=_in_words(best, args.overlay),
+        scale=scale_of((info.get("recipe"),)),
+        text=describe(p, best),
+    )
 
 
 def _check(args: GradCAM, projector: OwnProjector) -> None:
@@ -147,6 +152,15 @@ def highest(p: Tensor, unit: Unit, count: int) -> Tensor:
     return column.argsort(descending=True, stable=True)[:count]
 
 
+def _in_words(best: dict[Unit, Tensor], overlay: bool) -> str:
+    units = (f"variable {unit.variable} unit {unit.unit}" for unit in best)
+    over = ", under a map of where in the image its score comes from, red for most" * overlay
+    return (
+        f"{len(best)} rows of images{over}: those with the highest probability of a unit, the "
+        f"highest first. From the top: {', '.join(units)}."
+    )
+
+
 def describe(p: Tensor, best: dict[Unit, Tensor]) -> str:
     """How sure the network is of the images shown, and how many have the unit at all."""
     rows = []
@@ -158,18 +172,16 @@ def describe(p: Tensor, best: dict[Unit, Tensor]) -> str:
     return tabulate(rows, header, disable_numparse=True)
 
 
-def draw(pictures: Tensor, best: dict[Unit, Tensor], maps: dict[Unit, Tensor], title: str) -> Any:
+def draw(pictures: Tensor, best: dict[Unit, Tensor], maps: dict[Unit, Tensor]) -> Any:
     """The figure: a row per unit, its images in order, under their maps if there are any.
 
     Args:
         pictures: uint8 (n, 3, H, W).
         best: Rows of the images to show of each unit.
         maps: Of each unit (images, h, w), drawn up to the size of the images; {}: none.
-        title: Says what was measured.
     """
     columns = max(map(len, best.values()))
     figure = canvas(1.1 * columns + 1.2, 1.1 * len(best) + 0.6)
-    figure.suptitle(title)
     grid = figure.subplots(len(best), columns, squeeze=False)
     for line, (unit, rows) in zip(grid, best.items(), strict=True):
         line[0].set_ylabel(f"variable {unit.variable}\nunit {unit.unit}")

@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import COLOURS, OUT, Drawn, canvas, main
+from figures.drawing import COLOURS, OUT, Drawn, canvas, main, scale_of
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.checkpoint import load_backbone
@@ -41,7 +41,7 @@ class JointMatrix:
     images: int = 0  # draw so many of train instead of all
     image: int = 0  # of the first batch, whose embeddings are shown
     seed: int = 0  # of the random views
-    out: Path = OUT  # gets joint_matrix.png and joint_matrix.svg
+    out: Path = OUT  # gets joint_matrix.<scale>.png and .svg
 
 
 def make(args: JointMatrix) -> Drawn:
@@ -64,8 +64,15 @@ def make(args: JointMatrix) -> Drawn:
         joint = joint_matrix(_first_kept(assignments(backbone, batches), kept), args.variables)
     shown = Assignments(*(p[args.image % len(p), : args.embedded] for p in kept[0]))
     epochs = recipe.get("epochs")
-    title = f"{dataset} train, {len(data):,} images" + (f", {epochs} epochs" if epochs else "")
-    return Drawn(draw(joint, shown, title), "joint_matrix", describe(joint))
+    measured = f"{dataset} train, {len(data):,} images" + (f", {epochs} epochs" if epochs else "")
+    return Drawn(
+        draw(joint, shown),
+        "joint_matrix",
+        title=f"joint probabilities of two views: {measured}",
+        description=_in_words(joint, shown),
+        scale=scale_of((info.get("recipe"),)),
+        text=describe(joint),
+    )
 
 
 def _check(args: JointMatrix, backbone: Backbone) -> None:
@@ -153,25 +160,34 @@ def means(joint: Tensor) -> dict[str, tuple[float, float]]:
     return {name: (float(x.mean()), ideal) for name, (x, ideal) in found.items() if x.numel()}
 
 
+def _in_words(joint: Tensor, shown: Assignments) -> str:
+    parts = (
+        f"{name} {mean:.2g} (ideal: {ideal:.2g})" for name, (mean, ideal) in means(joint).items()
+    )
+    return (
+        f"A square matrix in {joint.shape[0]} x {joint.shape[0]} blocks of {joint.shape[1]} units, "
+        "brighter for more probable, and two rows of spikes: one image's embedding in either view, "
+        f"{len(shown.first)} variables. Mean probabilities: {', '.join(parts)}."
+    )
+
+
 def describe(joint: Tensor) -> str:
     """The means as a table."""
     rows = [(name, f"{mean:.3g}", f"{ideal:.3g}") for name, (mean, ideal) in means(joint).items()]
     return tabulate(rows, ("elements", "mean probability", "ideal"), disable_numparse=True)
 
 
-def draw(joint: Tensor, embeddings: Assignments, title: str) -> Any:
+def draw(joint: Tensor, embeddings: Assignments) -> Any:
     """The figure: (a) the matrix, (b) and (c) one image's embeddings under either view.
 
     Args:
         joint: (M, B, M, B).
         embeddings: Of one image: (variables, units) each.
-        title: Says what was measured.
     """
     from matplotlib.colors import LogNorm
 
     count, units = joint.shape[:2]
     figure = canvas(9, 4.6)
-    figure.suptitle(title)
     parts = figure.add_gridspec(2, 2, width_ratios=(1.15, 1))
     axes = figure.add_subplot(parts[:, 0])
     matrix = joint.reshape(count * units, count * units).numpy()

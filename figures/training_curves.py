@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from figures.drawing import COLOURS, OUT, ROOT, Drawn, canvas, main
+from figures.drawing import COLOURS, OUT, ROOT, Drawn, NotRunError, canvas, main, scale_of
 from harness.errors import UserError
+from harness.scale import default_scale, find_scale
 
 # What a line tells besides the loss and its terms.
 _BESIDES = {"step", "steps", "epoch", "learning_rate", "images_per_s", "seconds_left"}
@@ -25,7 +27,9 @@ class TrainingCurves:
 
     runs: Path = ROOT / "runs"  # folder of the runs, whose log.jsonl are read
     only: tuple[str, ...] = ()  # methods, or folders of single runs; by default all
-    out: Path = OUT  # gets training_curves.png and training_curves.svg
+    scale: str | None = None
+    """Of the runs; by default paper where there is an ImageNet under DATA_ROOT, else demo."""
+    out: Path = OUT  # gets training_curves.<scale>.png and .svg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,7 @@ class Curves:
 
     run: str  # name of its folder
     label: str  # what sets it apart from other runs of its method
+    scale: str  # by its data set; "" where that isn't known
     epochs: tuple[float, ...]  # where it was logged
     values: dict[str, tuple[float, ...]]  # the loss, then its terms; as long as `epochs`
 
@@ -49,16 +54,28 @@ def make(args: TrainingCurves) -> Drawn:
     Raises:
         UserError: There is no log, or none of those asked for.
     """
+    scale = find_scale(args.scale or default_scale())
     found = [read_run(path.parent) for path in sorted(args.runs.glob("*/log.jsonl"))]
-    logged = [run for run in found if run.epochs]
+    logged = [run for run in found if run.epochs and run.scale == scale.name]
     shown = [run for run in logged if not args.only or {run.method, run.run} & {*args.only}]
     if not shown:
         methods = ", ".join(sorted({run.method for run in logged})) or "nothing"
-        raise UserError(
-            f"{args.runs} has logs of {methods}"
-            + (f" and none of {', '.join(args.only)}" if args.only else "; pretrain first")
+        raise NotRunError(
+            f"{args.runs} has logs of {methods} at the {scale.name} scale"
+            + (
+                f" and none of {', '.join(args.only)}"
+                if args.only
+                else f"; run python reproduce.py all --scale {scale.name} first"
+            )
         )
-    return Drawn(draw(shown), "training_curves", describe(shown))
+    return Drawn(
+        draw(shown),
+        "training_curves",
+        title=f"losses of {len(shown)} pretrainings over their epochs",
+        description=_in_words(shown),
+        scale=scale.name,
+        text=describe(shown),
+    )
 
 
 def read_run(folder: Path) -> Curves:
@@ -78,22 +95,42 @@ def read_run(folder: Path) -> Curves:
             raise UserError(f"{path}, line {number} is damaged ({error}); remove it") from error
     names = dict.fromkeys(name for line in lines for name in line if name not in _BESIDES)
     nothing = float("nan")  # a term that began later
+    label, scale = _about(folder)
     return Curves(
         run=folder.name,
-        label=_label(folder),
+        label=label,
+        scale=scale,
         epochs=tuple(line["epoch"] for line in lines),
         values={name: tuple(line.get(name, nothing) for line in lines) for name in names},
     )
 
 
-def _label(folder: Path) -> str:
+def _about(folder: Path) -> tuple[str, str]:
+    """What to call a run, and its scale."""
     try:
         saved = json.loads((folder / "recipe.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return folder.name
+        return folder.name, ""
     recipe = saved["recipe"]
     what = f"{recipe['backbone']['name']}, {recipe['dataset']}, {recipe['epochs']} epochs"
-    return f"{what}, seed {saved['seed']} ({folder.name.rpartition('-')[2][:6]})"
+    name = f"{what}, seed {saved['seed']} ({folder.name.rpartition('-')[2][:6]})"
+    return name, scale_of((recipe,))
+
+
+def _in_words(runs: Sequence[Curves]) -> str:
+    methods = dict.fromkeys(run.method for run in runs)
+    ends = (
+        f"{method} from {_mean_loss(runs, method, 0):.3g} to {_mean_loss(runs, method, -1):.3g}"
+        for method in methods
+    )
+    return (
+        "A row of panels per method, the loss and each of its terms over the epochs, a line per "
+        f"run. First and last loss, mean over runs: {', '.join(ends)}."
+    )
+
+
+def _mean_loss(runs: Sequence[Curves], method: str, place: int) -> float:
+    return statistics.fmean(run.values[LOSS][place] for run in runs if run.method == method)
 
 
 def describe(runs: Sequence[Curves]) -> str:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from harness.errors import UserError
 from harness.protocol import EvalProtocol
@@ -151,6 +154,20 @@ def find_scale(name: str) -> Scale:
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"unknown scale {name!r}: {hint}choose from {', '.join(SCALES)}.")
     return SCALES[name]
+
+
+def default_scale() -> str:
+    """The papers' scale where ImageNet is, else the demo, saying so."""
+    # Only whether the folder is there: harness/data.py, which reads it, imports torch.
+    root = os.environ.get("DATA_ROOT")
+    if root and (Path(root) / "imagenet").is_dir():
+        return "paper"
+    print(
+        "no ImageNet under DATA_ROOT: running at the demo scale, whose numbers can't be compared "
+        "with the papers' (--scale chooses another)",
+        file=sys.stderr,
+    )
+    return "demo"
 
 
 def scale_recipe(recipe: Recipe, scale: Scale) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 
 from harness.errors import UserError
 from results import specs
@@ -30,8 +31,12 @@ def _by_paper(module: str) -> tuple[int, bool, str]:
     return (place, not name.startswith("table"), module)
 
 
-def find_tables(names: tuple[str, ...]) -> list[Table]:
+def find_tables(names: tuple[str, ...], *, others: Sequence[str] = ()) -> list[Table]:
     """The tables of these names, each once; "table1" means Table 1 of every paper, "all" all.
+
+    Args:
+        names: As a user gives them.
+        others: What else may have been meant: figures, actions.
 
     Raises:
         UserError: No table of that name; the closest ones are suggested.
@@ -41,7 +46,7 @@ def find_tables(names: tuple[str, ...]) -> list[Table]:
     for name in names:
         matching = {n: t for n, t in known.items() if name in _names(n)}
         if not matching:
-            raise UserError(_unknown(name, list(known)))
+            raise UserError(_unknown(name, list(known), others))
         found |= matching
     return list(found.values())
 
@@ -52,12 +57,13 @@ def _names(name: str) -> tuple[str, ...]:
     return (name, short, ALL) if paper in PAPERS else (name, short)
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def _unknown(name: str, known: list[str], others: Sequence[str]) -> str:
     short = [n.rpartition("/")[2] for n in known]
-    choices = sorted({ALL, *known, *short})
+    choices = [*sorted({ALL, *known, *short}), *others]
     close = difflib.get_close_matches(name.lower(), choices, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "there is no similar one."
-    return f"unknown table {name!r}: {hint} Known: {', '.join(choices)}."
+    what = "table or figure" if others else "table"
+    return f"unknown {what} {name!r}: {hint} Known: {', '.join(choices)}."
 
 
 def find_cell(tables: list[Table], row: str, column: str) -> tuple[Table, Cell]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "results" / "figures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +17,13 @@ class Arguments:
     """Run what is missing of the papers' tables, then print them beside the papers' numbers.
 
     Other actions have their own --help: `doctor` checks beforehand all that tables need, `explain
-    A.json B.json` says why two records differ, `report` writes tables and records as one HTML page,
-    `clean` removes the features that evaluations keep on disk.
+    A.json B.json` says why two records differ, `figures` draws every figure, `report` writes
+    tables, figures and records as one HTML page, `clean` removes the features that evaluations keep
+    on disk.
     """
 
     tables: tyro.conf.Positional[tuple[str, ...]]
-    """all (of both papers), table1 to table9, onehot, svib/table1, imsvd/table2, …, learning,
+    """all (of both papers), table1 to table9, onehot, beta, svib/table1, imsvd/table2, …, learning,
     quick."""
     scale: str | None = None
     """paper, cifar10, cifar10-mini or demo; by default paper where there is an ImageNet under
@@ -90,8 +92,8 @@ class Report:
     records: Path = ROOT / "results" / "records"
     """Folder of the records."""
     figures: Path | None = None
-    """Folder of PNGs to embed, without those named for another scale (fig4.demo.png); by default
-    figures/ beside the page."""
+    """Folder of PNGs to embed, without those named for another scale (svib_fig4.demo.png); by
+    default results/figures, where figures are drawn."""
     out: Path | None = None
     """The page; by default results/tables/report.<scale>.html."""
 

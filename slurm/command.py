@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.errors import UserError
 from harness.record import Record, load_records
-from harness.scale import Scale, find_scale
+from harness.scale import Scale, default_scale, find_scale
 from results import render
 from results.catalog import find_cell, find_tables
 from results.cells import CellResult, Findings, cell_results
@@ -135,20 +133,6 @@ def make_request(args: Arguments) -> Request:
         for table in tables
     ]
     return Request(args=args, scale=scale, tables=found)
-
-
-def default_scale() -> str:
-    """The papers' scale where ImageNet is, else the demo, saying so."""
-    # Only whether the folder is there: harness/data.py, which reads it, imports torch.
-    root = os.environ.get("DATA_ROOT")
-    if root and (Path(root) / "imagenet").is_dir():
-        return "paper"
-    print(
-        "no ImageNet under DATA_ROOT: running at the demo scale, whose numbers can't be compared "
-        "with the papers' (--scale chooses another)",
-        file=sys.stderr,
-    )
-    return "demo"
 
 
 def run_missing(request: Request) -> dict[str, str]:

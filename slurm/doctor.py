@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.scale import Scale, find_scale
+from harness.scale import Scale, default_scale, find_scale
 from results.catalog import all_tables, find_tables
 from results.resolve import Resolved, resolve
 from results.table import Table
@@ -29,7 +29,6 @@ from slurm.check_gpus import check_gpus
 from slurm.check_memory import check_memory
 from slurm.check_packages import check_packages
 from slurm.checks import Check, Subject
-from slurm.command import default_scale
 from slurm.plan import describe_jobs, make_plan
 from slurm.sites import check_changes
 

@@ -39,13 +39,13 @@ def run(args: arguments.Report) -> int:
         scale=request.scale,
         drawings=list(request.drawings(findings)),
         findings=findings,
-        figures=find_figures(_figures(args.figures, page), request.scale),
+        figures=find_figures(_figures(args.figures), request.scale),
     )
     print(save_report(report, page))
     return 0
 
 
-def _figures(folder: Path | None, page: Path) -> Path:
+def _figures(folder: Path | None) -> Path:
     """Where figures are looked for.
 
     Raises:
@@ -53,4 +53,4 @@ def _figures(folder: Path | None, page: Path) -> Path:
     """
     if folder is not None and not folder.is_dir():
         raise UserError(f"--figures {folder} is no folder; name one that holds PNGs")
-    return folder or page.parent / "figures"
+    return folder or arguments.FIGURES
