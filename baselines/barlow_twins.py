@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from harness import dist, views
 from harness.backbone import Backbone
-from harness.gram import squared_norm_of_product
+from harness.gram import squared_norm_of_product, standardise
 from harness.heads import mlp
 from harness.method import Method, TwinMethod
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, TrainingSize
@@ -48,16 +48,15 @@ def barlow_twins_terms(z1: Tensor, z2: Tensor, *, redundancy: float = 0.005) -> 
     Returns:
         Scalars by name, equal on all processes.
     """
-    z1, z2 = (
-        F.batch_norm(dist.gather(z.float() if z.itemsize < 4 else z), None, None, training=True)
-        for z in (z1, z2)
-    )
-    diagonal = (z1 * z2).mean(dim=0)
-    everything = squared_norm_of_product(z1, z2) / len(z1) ** 2
-    return {
-        "invariance": (1 - diagonal).square().sum(),
-        "redundancy": redundancy * (everything - diagonal.square().sum()),
-    }
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = (standardise(z.float() if z.itemsize < 4 else z) for z in (z1, z2))
+        images = len(z1) * dist.world()
+        diagonal = dist.all_reduce_mean((z1 * z2).mean(dim=0))
+        everything = squared_norm_of_product(z1, z2) / images**2
+        return {
+            "invariance": (1 - diagonal).square().sum(),
+            "redundancy": redundancy * (everything - diagonal.square().sum()),
+        }
 
 
 RESNET50 = Recipe(

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from harness import dist, views
 from harness.backbone import Backbone
-from harness.gram import squared_norm_of_product
+from harness.gram import centre, squared_norm_of_product
 from harness.heads import mlp
 from harness.method import Method, TwinMethod
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, TrainingSize
@@ -67,39 +68,52 @@ def vicreg_terms(
     Returns:
         Scalars by name; variance and covariance are of the global batch.
     """
-    z1, z2 = z1.float() if z1.itemsize < 4 else z1, z2.float() if z2.itemsize < 4 else z2
-    everything1, everything2 = dist.gather(z1), dist.gather(z2)
-    return {
-        # The code averages over images and dimensions; the paper's Eq. 5 has no 1/d, with which
-        # its weight of 25 would not train.
-        "invariance": invariance * F.mse_loss(z1, z2),
-        # The code halves the sum over the two views, the paper (Eq. 6) does not; the published
-        # numbers come from the code.
-        "variance": variance * (hinge_variance(everything1) + hinge_variance(everything2)) / 2,
-        "covariance": covariance
-        * (squared_covariance(everything1) + squared_covariance(everything2)),
-    }
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = (z.float() if z.itemsize < 4 else z for z in (z1, z2))
+        centred = [centre(z) for z in (z1, z2)]
+        variances = [unbiased_variance(z) for z in centred]
+        spread = [hinge_variance(v) for v in variances]
+        covariances = [squared_covariance(z, v) for z, v in zip(centred, variances, strict=True)]
+        return {
+            # The code averages over images and dimensions; the paper's Eq. 5 has no 1/d, with
+            # which its weight of 25 would not train.
+            "invariance": invariance * F.mse_loss(z1, z2),
+            # The code halves the sum over the two views, the paper (Eq. 6) does not; the
+            # published numbers come from the code.
+            "variance": variance * (spread[0] + spread[1]) / 2,
+            "covariance": covariance * (covariances[0] + covariances[1]),
+        }
 
 
-def hinge_variance(z: Tensor) -> Tensor:
+def unbiased_variance(centred: Tensor) -> Tensor:
+    """Variance (d,) of each dimension over the global batch.
+
+    Args:
+        centred: This process's rows (n, d), of mean 0 over the global batch.
+    """
+    images = len(centred) * dist.world()
+    return dist.all_reduce_sum(centred.square().sum(dim=0)) / (images - 1)
+
+
+def hinge_variance(variance: Tensor) -> Tensor:
     """Mean over dimensions of max(0, 1 - S(z_j)), S the standard deviation (Eq. 1-2).
 
     Args:
-        z: (N, d), the global batch.
+        variance: (d,) of the global batch.
     """
-    return F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
+    return F.relu(1 - (variance + 1e-4).sqrt()).mean()
 
 
-def squared_covariance(z: Tensor) -> Tensor:
+def squared_covariance(centred: Tensor, variance: Tensor) -> Tensor:
     """Sum of the squared off-diagonal entries of the covariance, over d (Eq. 3-4).
 
     Args:
-        z: (N, d), the global batch.
+        centred: This process's rows (n, d), of mean 0 over the global batch.
+        variance: (d,), the covariance's diagonal.
     """
-    n, d = z.shape
-    z = z - z.mean(dim=0)
-    diagonal = z.square().sum(dim=0).square().sum()
-    return (squared_norm_of_product(z, z) - diagonal) / ((n - 1) ** 2 * d)
+    images = len(centred) * dist.world()
+    everything = squared_norm_of_product(centred, centred) / (images - 1) ** 2
+    return (everything - variance.square().sum()) / len(variance)
 
 
 RESNET50 = Recipe(
