@@ -1,13 +1,21 @@
 """Claim: views are drawn several times faster than by the pipelines of the released code.
 
-Those are torchvision transforms on Pillow images, one image and one view at a time. One thread,
-no data loading in either. `python benchmarks/augmentation.py [--quick] [--json]`
+Those are torchvision transforms on Pillow images, one image and one view at a time; so are
+lightly's, a second peer where it is installed. One thread, as a worker of the loader has. No view
+of a file comes faster than the file is decoded: the bound, timed in the same run. The files are
+photographs of `imagenet-samples` below DATA_ROOT, or else noise of the same size.
+
+`python benchmarks/augmentation.py [--quick] [--json]`
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +24,19 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks.timing import compare, show
+from benchmarks.timing import Comparison, compare, show
 from harness import views
-from harness.augment import augment, colour, crop_views
+from harness.augment import augment
+from harness.cpu_views import views_on_cpu
+from harness.data import find_folder
+from harness.errors import UserError
 from harness.folders import decode
 from harness.views import View
+
+try:
+    from lightly import transforms as lightly
+except ImportError:
+    lightly = None
 
 _MODES = {
     "bicubic": transforms.InterpolationMode.BICUBIC,
@@ -56,7 +72,18 @@ def pillow_pipeline(view: View) -> transforms.Compose:
     )
 
 
-def photographs(folder: Path, count: int) -> list[Path]:
+def photographs(count: int) -> list[Path]:
+    """JPEGs of ImageNet's classes, of different sizes, from all over the folder.
+
+    Raises:
+        UserError: DATA_ROOT has none.
+    """
+    folder = find_folder("imagenet-samples", ["labels.csv"], "put one JPEG per class there")
+    files = sorted(folder.glob("*/*.JPEG"))
+    return files[:: max(len(files) // count, 1)][:count]
+
+
+def noise(folder: Path, count: int) -> list[Path]:
     """JPEGs of photograph-like noise, 500 × 375, the median size of ImageNet."""
     random = np.random.default_rng(0)
     paths = []
@@ -71,68 +98,110 @@ def photographs(folder: Path, count: int) -> list[Path]:
 
 def from_files(paths: list[Path], recipe: tuple[View, ...]) -> list[Tensor]:
     """Ours: each file decoded once for all its views."""
-    indices = np.arange(len(paths))
-    images = [decode(path) for path in paths]
-    crops = crop_views(images, indices, recipe, seed=0, epoch=0)
-    return colour(crops, indices, recipe, seed=0, epoch=0)
+    return views_on_cpu(map(decode, paths), np.arange(len(paths)), recipe, seed=0, epoch=0)
 
 
-def from_files_by_pillow(paths: list[Path], pipelines: list[transforms.Compose]) -> list[Tensor]:
+def open_with_pillow(path: Path) -> Image.Image:
+    """A decoded file, as torchvision's folders load it."""
+    return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+
+
+def from_files_by_pillow(paths: list[Path], pipelines: list) -> list[Tensor]:
     """Theirs: likewise decoded once, as the released multi-crop pipelines do."""
     drawn = []
     for path in paths:
-        image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+        image = open_with_pillow(path)
         drawn += [pipeline(image) for pipeline in pipelines]
     return drawn
 
 
-def main() -> None:
-    """Measure and print."""
-    import tempfile
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    repetitions, small, photos = (1, 64, 2) if options.quick else (7, 1024, 24)
-    comparisons = []
-
+def compare_in_memory(small: int, repetitions: int) -> list[Comparison]:
+    """Views of 32 px images against torchvision's."""
     images = torch.randint(0, 256, (small, 3, 32, 32), dtype=torch.uint8)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    for case, recipe in (
-        ("32 px in memory, no blur", (View(size=32),)),
-        ("32 px in memory, blur and solarize", (View(size=32, blur_p=0.5, solarize_p=0.2),)),
+    indices = np.arange(small)
+    comparisons = []
+    for case, view in (
+        ("32 px in memory, no blur", View(size=32)),
+        ("32 px in memory, blur and solarize", View(size=32, blur_p=0.5, solarize_p=0.2)),
     ):
-        pipeline, indices = pillow_pipeline(recipe[0]), np.arange(small)
+        pipeline = pillow_pipeline(view)
         comparisons.append(
             compare(
                 case,
                 "Pillow, views",
-                lambda i=indices, r=recipe: augment(images, i, r, seed=0, epoch=0),
+                lambda v=view: augment(images, indices, [v], seed=0, epoch=0),
                 lambda p=pipeline: [p(picture) for picture in pictures],
                 items=small,
                 repetitions=repetitions,
             )
         )
+    return comparisons
 
+
+def compare_files(
+    case: str, paths: list[Path], recipe: tuple[View, ...], theirs: Callable | None, times: int
+) -> list[Comparison]:
+    """Views of JPEGs against Pillow's pipelines, lightly's and decoding alone."""
+    peers = {
+        "Pillow, images": partial(
+            from_files_by_pillow, paths, [pillow_pipeline(view) for view in recipe]
+        ),
+        "decoding alone, the bound": lambda: [decode(path) for path in paths],
+    }
+    if theirs is not None:
+        peers["lightly, images"] = partial(from_files_by_pillow, paths, [theirs])
+    ours = partial(from_files, paths, recipe)
+    return [
+        compare(case, peer, ours, run, items=len(paths), repetitions=times)
+        for peer, run in peers.items()
+    ]
+
+
+def lightly_transforms() -> tuple[Callable | None, Callable | None]:
+    """Lightly's two views of BYOL and its multi-crop of DINO, with the recipes' parameters."""
+    if lightly is None:
+        print("lightly isn't installed: its transforms are left out", file=sys.stderr)
+        return None, None
+    large, small = views.DINO_VIT[0], views.DINO_VIT[-1]
+    multicrop = lightly.DINOTransform(
+        global_crop_scale=large.scale,
+        local_crop_scale=small.scale,
+        n_local_views=len(views.DINO_VIT) - 2,
+    )
+    return lightly.BYOLTransform(), multicrop
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    times, small, count = (1, 64, 2) if options.quick else (7, 1024, 24)
+    comparisons = compare_in_memory(small, times)
+    two_views, multicrop = lightly_transforms()
     with tempfile.TemporaryDirectory() as folder:
-        paths = photographs(Path(folder), photos)
-        for case, recipe in (
-            ("JPEG to 2 × 224", views.ASYMMETRIC),
-            ("JPEG to 2 × 224 + 10 × 96", views.DINO_VIT),
-        ):
-            pipelines = [pillow_pipeline(view) for view in recipe]
-            comparisons.append(
-                compare(
-                    case,
-                    "Pillow, images",
-                    lambda r=recipe: from_files(paths, r),
-                    lambda p=pipelines: from_files_by_pillow(paths, p),
-                    items=photos,
-                    repetitions=repetitions,
-                )
+        try:
+            kind, paths = "photograph", photographs(count)
+        except UserError:
+            kind, paths = "noise", noise(Path(folder), count)
+        comparisons.append(
+            compare(
+                f"JPEG ({kind}) decoded",
+                "Pillow, images",
+                lambda: [decode(path) for path in paths],
+                lambda: [open_with_pillow(path) for path in paths],
+                items=len(paths),
+                repetitions=times,
             )
+        )
+        for case, recipe, theirs in (
+            (f"JPEG ({kind}) to 2 × 224", views.ASYMMETRIC, two_views),
+            (f"JPEG ({kind}) to 2 × 224 + 10 × 96", views.DINO_VIT, multicrop),
+        ):
+            comparisons += compare_files(case, paths, recipe, theirs, times)
     show(comparisons, as_json=options.json)
 
 

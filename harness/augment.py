@@ -96,7 +96,7 @@ def crop_views(
         drawn = draw_view(view, number, indices, seed=seed, epoch=epoch)
         boxes = draw_boxes(view, drawn.box, sizes)
         crops = [crop_image(image, box, view) for image, box in zip(images, boxes, strict=True)]
-        results.append(torch.stack(crops))
+        results.append(torch.stack(crops).contiguous())
     return results
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from harness.augment import adjust, blend_weights
-from harness.crop import boxes_at_scales, crop_image, cut_patches
+from harness.crop import boxes_at_scales, crop_interleaved, cut_patches
 from harness.parameters import HUE, Colours, draw_colours, draw_view
 from harness.photometrics import LUMA, solarize
-from harness.views import Pixels, View
+from harness.views import RAW_PIXELS, Pixels, View
 
 # A pool of threads gains nothing on one crop, and one that exists doesn't survive the fork that
 # makes a worker.
@@ -55,9 +55,11 @@ def views_on_cpu(
     for number, image in enumerate(images):
         sizes = np.tile(image.shape[-2:], (len(jobs), 1))
         boxes = boxes_at_scales(scales, uniforms[number], sizes)
+        pixels = image.permute(1, 2, 0).numpy()
         for job, box in zip(jobs, boxes, strict=True):
-            _paint(job, number, crop_image(image, box, job.view), canvases[job.side])
-    return [job.out if job.view.patch_size else job.out.squeeze(1) for job in jobs]
+            _paint(job, number, crop_interleaved(pixels, box, job.view), canvases[job.side])
+    outs = [torch.from_numpy(job.out) for job in jobs]
+    return [out if job.view.patch_size else out[:, 0] for job, out in zip(jobs, outs, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class _Job:
     colours: Colours  # of n * patches pictures
     weights: list  # of their jitter's stages: (n * patches, 4 stages, 4 weights)
     side: int  # of a picture
-    out: Tensor  # float32 (n, patches, 3, side, side)
+    out: np.ndarray  # float32 (n, patches, 3, side, side)
 
 
 def _draw(view: View, number: int, indices: np.ndarray, seed: int, epoch: int) -> _Job:
@@ -86,20 +88,24 @@ def _draw(view: View, number: int, indices: np.ndarray, seed: int, epoch: int) -
         colours=colours,
         weights=weights.transpose(2, 0, 1).tolist(),
         side=side,
-        out=torch.empty(len(indices), pictures, 3, side, side),
+        out=torch.empty(len(indices), pictures, 3, side, side).numpy(),
     )
 
 
-def _paint(job: _Job, number: int, crop: Tensor, canvas: Canvas) -> None:
-    """Colour and normalise the pictures of image `number`'s crop."""
-    pictures = crop[None]
-    if job.view.patch_size:
-        pictures = cut_patches(pictures, job.view, job.patches[number : number + 1])[0]
+def _paint(job: _Job, number: int, crop: np.ndarray, canvas: Canvas) -> None:
+    """Colour and normalise the pictures of image `number`'s crop, uint8 (size, size, 3)."""
+    pictures = _patches(job, number, crop) if job.view.patch_size else [crop]
     for place, picture in enumerate(pictures):
         row = number * len(pictures) + place
         canvas.load(picture, flip=bool(job.colours.flip[row]))
         colour_picture(canvas, job.view, job.colours, row, job.weights[row])
         canvas.store(job.view.pixels, job.out[number, place])
+
+
+def _patches(job: _Job, number: int, crop: np.ndarray) -> list[np.ndarray]:
+    planes = torch.from_numpy(crop).permute(2, 0, 1)[None]
+    patches = cut_patches(planes, job.view, job.patches[number : number + 1])[0]
+    return list(patches.permute(0, 2, 3, 1).contiguous().numpy())
 
 
 def colour_picture(
@@ -147,10 +153,9 @@ class Canvas:
         self._pixels, self._spare = (torch.empty(side, side, 3).numpy() for _ in range(2))
         self._map = (1.0, 0.0, 0.0)
 
-    def load(self, picture: Tensor, *, flip: bool) -> None:
-        """Start with a picture: uint8 (3, side, side)."""
-        pixels = picture.permute(1, 2, 0).contiguous().numpy()
-        np.copyto(self._pixels, cv2.flip(pixels, 1, dst=self._bytes) if flip else pixels)
+    def load(self, picture: np.ndarray, *, flip: bool) -> None:
+        """Start with a picture: uint8 (side, side, 3)."""
+        np.copyto(self._pixels, cv2.flip(picture, 1, dst=self._bytes) if flip else picture)
         self._map = (1 / 255, 0.0, 0.0)
 
     def mean_luma(self) -> float:
@@ -181,13 +186,21 @@ class Canvas:
         if self._map == (1.0, 0.0, 0.0):
             return
         if grey_share:
-            matrix = np.array([[grey_share * weight for weight in LUMA] + [offset]] * 3, np.float32)
-            matrix[range(3), range(3)] += factor
-            cv2.transform(self._pixels, matrix, dst=self._spare)
+            cv2.transform(self._pixels, self._matrix(RAW_PIXELS), dst=self._spare)
         else:
             cv2.addWeighted(self._pixels, factor, self._pixels, 0, offset, dst=self._spare)
         self._swap()
         self._map = (1.0, 0.0, 0.0)
+
+    def _matrix(self, pixels: Pixels) -> np.ndarray:
+        """The map and then a normalisation: float32 (3, 4)."""
+        factor, grey_share, offset = self._map
+        rows = []
+        for channel, (mean, std) in enumerate(zip(pixels.mean, pixels.std, strict=True)):
+            row = [grey_share * weight / std for weight in LUMA]
+            row[channel] += factor / std
+            rows.append([*row, (offset - mean) / std])
+        return np.array(rows, np.float32)
 
     def _swap(self) -> None:
         self._pixels, self._spare = self._spare, self._pixels
@@ -215,12 +228,8 @@ class Canvas:
         np.copyto(self._spare, operation(picture)[0].permute(1, 2, 0).numpy())
         self._swap()
 
-    def store(self, pixels: Pixels, out: Tensor) -> None:
+    def store(self, pixels: Pixels, out: np.ndarray) -> None:
         """Normalise into `out`, float32 (3, side, side)."""
-        factor, grey_share, offset = self._map
-        planes = out.numpy()
-        for channel, (mean, std) in enumerate(zip(pixels.mean, pixels.std, strict=True)):
-            row = [grey_share * weight / std for weight in LUMA]
-            row[channel] += factor / std
-            matrix = np.array([[*row, (offset - mean) / std]], np.float32)
-            cv2.transform(self._pixels, matrix, dst=planes[channel])
+        matrix = self._matrix(pixels)
+        for channel in range(3):
+            cv2.transform(self._pixels, matrix[channel : channel + 1], dst=out[channel])

@@ -62,8 +62,9 @@ def boxes_at_scales(scales: np.ndarray, uniforms: np.ndarray, sizes: np.ndarray)
     extent = np.stack([box_height[rows, first], box_width[rows, first]], axis=1)
     start = np.floor(uniforms[:, 2 * TRIES :] * (sizes - extent + 1))
     none = ~fits.any(axis=1)
-    extent[none] = _fallback_extent(sizes[none])
-    start[none] = (sizes[none] - extent[none]) // 2
+    if none.any():
+        extent[none] = _fallback_extent(sizes[none])
+        start[none] = (sizes[none] - extent[none]) // 2
     return np.concatenate([start, extent], axis=1).astype(np.int64)
 
 
@@ -132,9 +133,32 @@ def crop_batch(images: Tensor, boxes: np.ndarray, view: View) -> Tensor:
 
 def crop_image(image: Tensor, box: np.ndarray, view: View) -> Tensor:
     """Crop and resample one decoded image: uint8 (3, H, W) to uint8 (3, size, size)."""
+    if image.stride(0) == 1:  # as decoders deliver it
+        crop = crop_interleaved(image.permute(1, 2, 0).numpy(), box, view)
+        return torch.from_numpy(crop).permute(2, 0, 1)
     top, left, height, width = box.tolist()
     part = image[:, top : top + height, left : left + width]
     return resize(part, (view.size, view.size), view.interpolation)
+
+
+def crop_interleaved(pixels: np.ndarray, box: np.ndarray, view: View) -> np.ndarray:
+    """`crop_image` to the last bit, for the layout of decoders and OpenCV.
+
+    Torch has vector code for it, but recognises it by the strides of a batch without gaps.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        box: int64 (4,) out of `draw_boxes`.
+        view: Says the size of the crop and the interpolation.
+
+    Returns:
+        uint8 (size, size, 3), contiguous.
+    """
+    top, left, height, width = box.tolist()
+    part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    batch = torch.from_numpy(part.reshape(1, height, width, 3).transpose(0, 3, 1, 2))
+    crop = resize(batch, (view.size, view.size), view.interpolation).numpy()
+    return np.ascontiguousarray(crop[0].transpose(1, 2, 0))
 
 
 def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
@@ -142,10 +166,6 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
     if tuple(images.shape[-2:]) == size:
         return images
     batch = images if images.ndim == 4 else images[None]
-    if images.ndim == 3 and images.stride(0) == 1:  # interleaved, as decoders deliver them
-        # Torch has fast code for that, but recognises it by the strides of a batch without gaps.
-        rows = images.permute(1, 2, 0).contiguous()
-        batch = rows[None].permute(0, 3, 1, 2)
     out = F.interpolate(batch, size=size, mode=interpolation, antialias=True)
     return out if images.ndim == 4 else out[0]
 

@@ -17,8 +17,10 @@ def test_a_benchmark_runs_and_compares_with_its_peer(name):
     )
     assert done.returncode == 0, done.stderr
     cases = json.loads(done.stdout)
-    assert len(cases) == 4
-    assert all(case["ratio"] > 0 and case["peer"] for case in cases)
+    peers = [case["peer"] for case in cases]
+    assert peers.count("Pillow, images") == 3
+    assert peers.count("decoding alone, the bound") == peers.count("Pillow, views") == 2
+    assert all(case["ratio"] > 0 for case in cases)
 
 
 @pytest.mark.parametrize("name", ["imsvd_loss", "gram_losses"])

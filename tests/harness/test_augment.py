@@ -154,6 +154,7 @@ def test_single_pictures_are_the_views_of_batches_of_crops(name):
     ours = views_on_cpu(images, indices, recipe, seed=3, epoch=1)
     crops = crop_views(images, indices, recipe, seed=3, epoch=1)
     theirs = colour(crops, indices, recipe, seed=3, epoch=1)
+    assert all(batch.is_contiguous() for batch in crops)
     for mine, batch in zip(ours, theirs, strict=True):
         differences = (mine - batch).abs()
         # 0.006 grey levels, and a pixel in a thousand on the other side of a threshold.

@@ -31,9 +31,9 @@ def one_by_one(images: Tensor, colours: Colours, view: View) -> Tensor:
     weights = blend_weights(colours, additive=view.brightness == "additive")
     canvas, out = Canvas(images.shape[-1]), torch.empty(images.shape)
     for row, image in enumerate(images):
-        canvas.load(image, flip=bool(colours.flip[row]))
+        canvas.load(image.permute(1, 2, 0).contiguous().numpy(), flip=bool(colours.flip[row]))
         colour_picture(canvas, view, colours, row, weights[:, :, row].tolist())
-        canvas.store(RAW_PIXELS, out[row])
+        canvas.store(RAW_PIXELS, out[row].numpy())
     return out
 
 

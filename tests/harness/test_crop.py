@@ -7,7 +7,14 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms as tv1
 
-from harness.crop import BOX_SLOTS, center_crop, crop_batch, crop_image, draw_boxes
+from harness.crop import (
+    BOX_SLOTS,
+    center_crop,
+    crop_batch,
+    crop_image,
+    crop_interleaved,
+    draw_boxes,
+)
 from harness.draws import uniforms
 from harness.errors import UserError
 from harness.views import CenterCrop, View
@@ -36,12 +43,18 @@ def test_both_crops_are_within_one_grey_level_of_pillows(interpolation, size):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_the_bits_of_a_crop_dont_depend_on_how_the_image_lies_in_memory(interpolation):
     planar = pictures(1, 75, 90)[0]
-    interleaved = planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    for box in ([0, 0, 75, 90], [3, 5, 60, 51], [10, 20, 30, 24]):
+    interleaved = planar.permute(1, 2, 0).contiguous()
+    for box in ([0, 0, 75, 90], [3, 5, 60, 51], [10, 20, 30, 24], [7, 9, 40, 40]):
         for size in (16, 40):
             view = View(size=size, interpolation=interpolation)
-            crop = crop_image(planar, np.array(box), view)
-            assert torch.equal(crop_image(interleaved, np.array(box), view), crop)
+            expected = crop_image(planar, np.array(box), view)
+            for pixels in (interleaved, planar.permute(1, 2, 0)):
+                crop = crop_interleaved(pixels.numpy(), np.array(box), view)
+                assert crop.flags.c_contiguous
+                assert torch.equal(torch.from_numpy(crop).permute(2, 0, 1), expected)
+            assert torch.equal(
+                crop_image(interleaved.permute(2, 0, 1), np.array(box), view), expected
+            )
 
 
 def test_a_crop_of_the_whole_image_at_its_own_size_changes_nothing():
