@@ -37,6 +37,8 @@ def views_on_cpu(
 ) -> list[Tensor]:
     """What `colour(crop_views(…))` of `augment.py` draws, within 0.01 grey levels.
 
+    Pixels on a threshold (solarize, posterize) may fall on either side of it.
+
     Args:
         images: n times uint8 (3, H, W), used up one after the other, so that only one needs to be
             in memory; fastest as views of (H, W, 3), as decoders deliver them.
