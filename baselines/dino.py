@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness import dist, views
 from harness.backbone import Backbone
+from harness.crop_entropy import CropEntropy, crop_entropy
 from harness.heads import DINOProjector, Prototypes
 from harness.loader import Batch
 from harness.method import Method, TeacherMethod
@@ -84,17 +85,24 @@ class DINO(TeacherMethod):
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy of the teacher's two global crops with the student's others."""
+        projector, prototypes = _parts(self.head)
         with torch.no_grad():
-            teacher = forward_crops(self.teacher[0], self.teacher[1], batch.views[:2])
-            mean = teacher.to(self.centre.dtype).mean(dim=(0, 1))
-            self.batch_centre = dist.all_reduce_mean(mean)
-        return dino_terms(
-            forward_crops(self.backbone, self.head, batch.views),
-            teacher,
-            self.centre,
-            student_temperature=self.config.student_temperature,
-            teacher_temperature=self.config.teacher_temperature_at(int(progress.epoch)),
-        )
+            targets = self._targets(batch.views[:2], int(progress.epoch))
+        student = forward_crops(self.backbone, projector, batch.views)
+        how = CropEntropy(student_temperature=self.config.student_temperature)
+        entropy, _ = crop_entropy(student, targets, prototypes.weight, prototypes.gain, how)
+        return {"CE": entropy}
+
+    def _targets(self, views: list[Tensor], epoch: int) -> Tensor:
+        """The teacher's distributions (2, n, K) of the global crops; notes the batch's centre."""
+        projector, prototypes = _parts(self.teacher[1])
+        rows = forward_crops(self.teacher[0], projector, views)
+        with torch.autocast(rows.device.type, enabled=False):
+            logits = prototypes(rows.float() if rows.itemsize < 4 else rows)
+            self.batch_centre = dist.all_reduce_mean(logits.mean(dim=(0, 1)))
+            return teacher_targets(
+                logits, self.centre, temperature=self.config.teacher_temperature_at(epoch)
+            )
 
     def after_backward(self, progress: Progress) -> None:
         """Hold the last layer still in the first epochs."""
@@ -109,6 +117,13 @@ class DINO(TeacherMethod):
         self.centre.lerp_(self.batch_centre, 1 - self.config.centre_momentum)
 
 
+def _parts(head: nn.Module) -> tuple[nn.Module, Prototypes]:
+    """Projector and prototypes of a head."""
+    prototypes = head.get_submodule("1")
+    assert isinstance(prototypes, Prototypes)
+    return head.get_submodule("0"), prototypes
+
+
 def dino_terms(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -117,7 +132,9 @@ def dino_terms(
     student_temperature: float,
     teacher_temperature: float,
 ) -> dict[str, Tensor]:
-    """DINO's loss (Eq. 3), in nats.
+    """DINO's loss (Eq. 3), in nats, as printed.
+
+    The reference of what training computes without holding the logits several times.
 
     Args:
         student_logits: (V, n, K) over V crops, the teacher's first.
@@ -126,8 +143,19 @@ def dino_terms(
         student_temperature: tau_s.
         teacher_temperature: tau_t, smaller: it sharpens.
     """
-    targets = ((teacher_logits.detach() - centre) / teacher_temperature).softmax(dim=-1)
+    targets = teacher_targets(teacher_logits.detach(), centre, temperature=teacher_temperature)
     return {"CE": cross_crop_entropy(student_logits / student_temperature, targets)}
+
+
+def teacher_targets(logits: Tensor, centre: Tensor, *, temperature: float) -> Tensor:
+    """The teacher's centred and sharpened distributions (2, n, K) (Eq. 1 and section 3.1).
+
+    Args:
+        logits: (2, n, K).
+        centre: (K,).
+        temperature: tau_t.
+    """
+    return ((logits - centre) / temperature).softmax(dim=-1)
 
 
 # The released runs (800 epochs); the papers' tables take them at 300.

@@ -46,20 +46,22 @@ class _GramForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor | None) -> Tensor:
         # The rows of aaᵀ make the gradient to b, and those of bbᵀ the one to a.
-        everything = [shard.gathered(x) for x in (a, b) if x is not None]
-        grams = [x @ all_x.T for x, all_x in zip((a, b), everything, strict=False)]
+        factors = [a] if b is None else [a, b]
+        everything = [shard.gathered(x) for x in factors]
+        grams = [x @ all_x.T for x, all_x in zip(factors, everything, strict=True)]
         ctx.save_for_backward(*everything, *grams)
         return shard.summed(torch.sum(grams[0] * grams[-1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradient = shard.summed(gradient.clone())
-        if len(ctx.saved_tensors) == 2:
-            everything, gram = ctx.saved_tensors
-            return (4 * gradient * gram) @ everything, None
-        all_a, all_b, gram_a, gram_b = ctx.saved_tensors
-        return (2 * gradient * gram_b) @ all_a, (2 * gradient * gram_a) @ all_b
+        gradient = 2 * shard.summed(gradient.clone())
+        with torch.autocast(gradient.device.type, enabled=False):
+            if len(ctx.saved_tensors) == 2:
+                everything, gram = ctx.saved_tensors
+                return (2 * gradient * gram) @ everything, None
+            all_a, all_b, gram_a, gram_b = ctx.saved_tensors
+            return (gradient * gram_b) @ all_a, (gradient * gram_a) @ all_b
 
 
 class _CovarianceForm(torch.autograd.Function):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.crop_entropy import logits_without_gradient
+
 
 def mlp(
     widths: tuple[int, ...],
@@ -82,5 +84,7 @@ class Prototypes(nn.Module):
         self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not fixed_gain)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logits (n, prototypes) of unit rows z (n, width_in)."""
+        """Logits (…, prototypes) of unit rows z (…, width_in)."""
+        if not torch.is_grad_enabled():
+            return logits_without_gradient(z, self.weight, self.gain)
         return F.linear(z, F.normalize(self.weight, dim=1) * self.gain)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from harness import dist, views
 from harness.backbone import Backbone
+from harness.crop_entropy import CropEntropy, crop_entropy
 from harness.heads import DINOProjector
 from harness.loader import Batch
 from harness.method import Method, TeacherMethod, TrainImages
@@ -152,17 +153,44 @@ def svib_terms(  # noqa: PLR0913 (the symbols of Eq. 20)
 
     Returns:
         "CE" and, unless beta is 0, "KL" already multiplied by beta (absent from Eq. 17 and 20
-        but not from Eq. 16 and Table 4).
+        but not from Eq. 16 and Table 4). Time and memory: see `harness.crop_entropy`.
+    """
+    if bottleneck_on == "student":
+        # An ablation whose gradient needs the logits themselves once more: as printed.
+        plain = {"sigma_student": sigma_student, "sigma_teacher": sigma_teacher, "beta": beta}
+        return plain_terms(student, teacher, means, **plain, bottleneck_on=bottleneck_on)
+    how = CropEntropy(
+        # Eq. 18-19 would give logits 2 z.c / sigma²; Eq. 20 has z.c / sigma², and only with it do
+        # the stated sigmas make DINO's temperatures.
+        student_temperature=sigma_student**2,
+        # Eq. 20 weighs its KL by a posterior with sigma_1 while the log has sigma_2: no divergence
+        # then, and possibly negative. sigma_teacher in both.
+        teacher_temperature=sigma_teacher**2,
+        train_targets=bottleneck_on == "means_and_targets",
+    )
+    # Signs: Eq. 17 prints + p log p in the first term; only -CE + KL agrees with Eq. 16.
+    entropy, kl = crop_entropy(student, teacher, means, None, how)
+    return {"CE": entropy, "KL": beta * kl} if beta else {"CE": entropy}
+
+
+def plain_terms(  # noqa: PLR0913 (the symbols of Eq. 20)
+    student: Tensor,
+    teacher: Tensor,
+    means: Tensor,
+    *,
+    sigma_student: float,
+    sigma_teacher: float,
+    beta: float,
+    bottleneck_on: Bottleneck = "means",
+) -> dict[str, Tensor]:
+    """What `svib_terms` computes, by the formulas as printed, with all logits in memory.
+
+    The reference that the fast path is compared with.
     """
     means = F.normalize(means, dim=1)
-    # Eq. 18-19 would give logits 2 z.c / sigma²; Eq. 20 has z.c / sigma², and only with it do the
-    # stated sigmas make DINO's temperatures.
     student_logits = student @ means.T / sigma_student**2
-    # Eq. 20 weighs its KL by a posterior with sigma_1 while the log has sigma_2: no divergence
-    # then, and possibly negative. sigma_teacher in both.
     posterior = (teacher @ means.T / sigma_teacher**2).softmax(dim=-1)
     targets = posterior if bottleneck_on == "means_and_targets" else posterior.detach()
-    # Signs: Eq. 17 prints + p log p in the first term; only -CE + KL agrees with Eq. 16.
     terms = {"CE": cross_crop_entropy(student_logits, targets)}
     if beta:
         bounded = student_logits.softmax(dim=-1) if bottleneck_on == "student" else posterior
