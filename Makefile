@@ -19,7 +19,7 @@ lint: $(VENV)/installed-dev
 check: lint test
 
 bench: $(VENV)/installed-dev
-	$(VENV)/bin/python benchmarks/augmentation.py
+	$(VENV)/bin/python benchmarks/everything.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
