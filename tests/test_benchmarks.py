@@ -26,7 +26,7 @@ def test_a_benchmark_runs_and_compares_with_its_peer(name):
     assert all(case["ratio"] > 0 for case in cases)
 
 
-@pytest.mark.parametrize("name", ["imsvd_loss", "gram_losses"])
+@pytest.mark.parametrize("name", ["imsvd_loss", "gram_losses", "multicrop_losses"])
 def test_a_benchmark_measures_its_claims_and_is_exact(name):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--json"],
