@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from results.cells import CellResult, Findings, cell_results
 from results.resolve import Resolved, resolve
 from results.table import Table
 
+MARKERS = "os^"  # where there are more tables than colours
+Looks = Mapping[str, Mapping[str, Any]]  # table → colour and marker
 MOST_NAMED = 12  # points of the right panel that fit their names
 
 
@@ -167,19 +169,22 @@ def draw(points: Sequence[Pair], costs: Sequence[Bought], metric: str) -> Any:
     scale.
     """
     tables = list(dict.fromkeys(point.table for point in (*points, *costs)))
-    colours = {table: COLOURS[number % len(COLOURS)] for number, table in enumerate(tables)}
+    looks = {
+        table: {"color": COLOURS[n % len(COLOURS)], "marker": MARKERS[n // len(COLOURS)]}
+        for n, table in enumerate(tables)
+    }
     figure = canvas(11, 4.8)
     left, right = figure.subplots(1, 2)
-    _draw_pairs(left, points, colours)
-    _draw_costs(right, costs, colours, metric)
+    _draw_pairs(left, points, looks)
+    _draw_costs(right, costs, looks, metric)
     return figure
 
 
-def _draw_pairs(axes: Any, points: Sequence[Pair], colours: dict[str, str]) -> None:
+def _draw_pairs(axes: Any, points: Sequence[Pair], looks: Looks) -> None:
     values = [value for point in points for value in (point.paper, point.low, point.high)]
     ends = [min(values) - 1, max(values) + 1]
     axes.plot(ends, ends, color="0.6", linewidth=1, zorder=0, label="equal")
-    for table, colour in colours.items():
+    for table, look in looks.items():
         own = [point for point in points if point.table == table]
         for alike, label in ((True, table), (False, f"{table}, measured otherwise")):
             shown = [point for point in own if point.alike == alike]
@@ -192,11 +197,11 @@ def _draw_pairs(axes: Any, points: Sequence[Pair], colours: dict[str, str]) -> N
                     [max(point.ours - point.low, 0) for point in shown],
                     [max(point.high - point.ours, 0) for point in shown],
                 ],
-                fmt="o",
+                **look,
+                linestyle="none",
                 markersize=4.5,
                 elinewidth=1,
-                color=colour,
-                markerfacecolor=colour if alike else "none",
+                markerfacecolor=look["color"] if alike else "none",
                 label=label,
             )
     axes.set_xlim(ends)
@@ -208,7 +213,7 @@ def _draw_pairs(axes: Any, points: Sequence[Pair], colours: dict[str, str]) -> N
     axes.legend(fontsize=7)
 
 
-def _draw_costs(axes: Any, points: Sequence[Bought], colours: dict[str, str], metric: str) -> None:
+def _draw_costs(axes: Any, points: Sequence[Bought], looks: Looks, metric: str) -> None:
     axes.set_title(f"(b) {metric} against the cost of pretraining")
     axes.set_ylabel(f"{metric}, %")
     axes.set_xlabel("GPU-hours" if all(point.on_gpus for point in points) else "process-hours")
@@ -217,7 +222,7 @@ def _draw_costs(axes: Any, points: Sequence[Bought], colours: dict[str, str], me
         return
     axes.set_xscale("log")
     for point in points:
-        axes.plot(point.hours, point.accuracy, "o", markersize=4.5, color=colours[point.table])
+        axes.plot(point.hours, point.accuracy, **looks[point.table], markersize=4.5)
         if len(points) <= MOST_NAMED:
             place = {"xytext": (5, 3), "textcoords": "offset points", "fontsize": 7}
             axes.annotate(point.name, (point.hours, point.accuracy), **place)

@@ -71,11 +71,10 @@ def make(args: AlongTraining) -> Drawn:
             f"{args.records} has no record of {TABLE} at the {scale.name} scale; run python"
             f" reproduce.py {TABLE} --scale {scale.name} first"
         )
-    epochs = epochs_of(resolved)
     return Drawn(
-        draw(found, epochs),
+        draw(found, epochs_of(resolved)),
         "along_training",
-        title=f"20-NN along {epochs} epochs of SVIB under three schedules of β",
+        title="20-NN during SVIB's training by schedule of β",
         description=_in_words(found),
         scale=scale.name,
         text=describe(found),

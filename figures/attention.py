@@ -12,7 +12,7 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import OUT, Drawn, canvas, main, scale_of, show_image
+from figures.drawing import OUT, Drawn, canvas, counted, main, scale_of, show_image
 from figures.pictures import for_trunk, load_pictures, to_show
 from harness import dist
 from harness.backbone import Backbone, ViT
@@ -80,7 +80,7 @@ def _name(training: dict[str, Any], family: str) -> str:
 def _trained(training: dict[str, Any]) -> str:
     """What of ours was trained on and how long: "mnist5k, 10 epochs"."""
     recipe = training.get("recipe")
-    return f"{recipe['dataset']}, {recipe['epochs']} epochs" if recipe else ""
+    return f"{recipe['dataset']}, {counted(recipe['epochs'], 'epoch')}" if recipe else ""
 
 
 @torch.no_grad()
@@ -144,8 +144,9 @@ def _in_words(maps: Sequence[Tensor], names: Sequence[str]) -> str:
         for name, found in zip(names, maps, strict=True)
     )
     return (
-        f"{len(maps[0])} images, each in a row per network ({', '.join(names)}): the image, then "
-        "where the CLS token looks, brighter for more, as the mean over heads and head by head. "
+        f"{counted(len(maps[0]), 'image')}, each in a row per network ({', '.join(names)}): the "
+        "image, then where the CLS token looks, brighter for more, as the mean over heads and head "
+        "by head. "
         f"60 % of a head's attention lie on {', '.join(shares)}."
     )
 

@@ -90,6 +90,11 @@ def show_image(axes: Any, pixels: Any, **options: Any) -> Any:
     return axes.imshow(pixels, **options)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 epoch", "1,000 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def scale_of(recipes: Iterable[Mapping[str, Any] | None]) -> str:
     """The scale of some runs by their data set, of several one that isn't the papers'; "": unknown.
 

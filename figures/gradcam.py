@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import OUT, Drawn, canvas, main, scale_of, show_image
+from figures.drawing import OUT, Drawn, canvas, counted, main, scale_of, show_image
 from figures.pictures import for_trunk, load_pictures, to_show
 from harness import dist
 from harness.backbone import OwnProjector, ResNet
@@ -69,11 +69,11 @@ def make(args: GradCAM) -> Drawn:
     best = {unit: highest(p, unit, args.count) for unit in shown}
     maps = {unit: maps_of(backbone, pictures[rows], unit) for unit, rows in best.items()}
     recipe = info.get("recipe") or {}
-    trained = f"{recipe['dataset']}, {recipe['epochs']} epochs: " if recipe else ""
+    trained = f"{recipe['dataset']}, {counted(recipe['epochs'], 'epoch')}: " if recipe else ""
     return Drawn(
         draw(pictures, best, maps if args.overlay else {}),
         "gradcam" if args.overlay else "units",
-        title=f"{trained}highest of {len(pictures)} images per unit",
+        title=f"{trained}highest of {counted(len(pictures), 'image')} per unit",
         description=_in_words(best, args.overlay),
         scale=scale_of((info.get("recipe"),)),
         text=describe(p, best),

@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from figures.drawing import COLOURS, OUT, Drawn, canvas, main, scale_of
+from figures.drawing import COLOURS, OUT, Drawn, canvas, counted, main, scale_of
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.checkpoint import load_backbone
@@ -64,7 +64,8 @@ def make(args: JointMatrix) -> Drawn:
         joint = joint_matrix(_first_kept(assignments(backbone, batches), kept), args.variables)
     shown = Assignments(*(p[args.image % len(p), : args.embedded] for p in kept[0]))
     epochs = recipe.get("epochs")
-    measured = f"{dataset} train, {len(data):,} images" + (f", {epochs} epochs" if epochs else "")
+    measured = f"{dataset} train, {counted(len(data), 'image')}"
+    measured += f", {counted(epochs, 'epoch')}" if epochs else ""
     return Drawn(
         draw(joint, shown),
         "joint_matrix",

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from figures.drawing import COLOURS, OUT, ROOT, Drawn, NotRunError, canvas, main, scale_of
+from figures.drawing import COLOURS, OUT, ROOT, Drawn, NotRunError, canvas, counted, main, scale_of
 from harness.errors import UserError
 from harness.scale import default_scale, find_scale
 
@@ -71,7 +71,7 @@ def make(args: TrainingCurves) -> Drawn:
     return Drawn(
         draw(shown),
         "training_curves",
-        title=f"losses of {len(shown)} pretrainings over their epochs",
+        title=f"losses of {counted(len(shown), 'pretraining')} over the epochs",
         description=_in_words(shown),
         scale=scale.name,
         text=describe(shown),

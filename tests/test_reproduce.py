@@ -27,7 +27,7 @@ def run(tmp_path, *arguments):
 def test_an_unknown_table_is_one_sentence_and_status_2(tmp_path, capsys):
     assert run(tmp_path, "tabel1") == 2
     error = capsys.readouterr().err
-    assert error.startswith("unknown table 'tabel1': did you mean table1")
+    assert error.startswith("unknown table or figure 'tabel1': did you mean table1")
     assert len(error.splitlines()) == 1
 
 

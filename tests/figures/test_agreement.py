@@ -47,12 +47,15 @@ def test_every_cell_that_both_have_a_number_for_is_a_pair_with_its_spread():
     assert (linear.alike, knn.alike, other.alike) == (True, True, False)
 
 
-def test_at_another_scale_nothing_is_measured_alike_and_the_title_says_so():
+def test_at_another_scale_nothing_is_measured_alike_and_the_title_says_so(tmp_path):
     points = pairs(measured("demo"))
     assert [point.alike for point in points] == [False] * 3
-    figure = draw(points, [], SCALES["demo"], "linear_top1")
-    assert figure.get_suptitle().startswith("demo scale: other images and networks, not comparable")
-    assert draw(points, [], SCALES["paper"], "x").get_suptitle() == "the papers' scale"
+    drawn = Drawn(draw(points, [], "linear_top1"), "agreement", "ours", "points", scale="demo")
+    save(drawn, tmp_path)
+    told = "Scale: DEMO (mnist5k, 32 px), not the papers' experiments."
+    assert drawn.figure.get_suptitle() == f"ours\n{told}"
+    save(drawn._replace(scale="paper"), tmp_path)
+    assert drawn.figure.get_suptitle() == "ours"
 
 
 def test_the_gap_of_a_table_is_that_of_its_comparable_cells():
@@ -72,7 +75,7 @@ def test_the_cost_of_a_cell_is_that_of_all_processes_mean_over_its_seeds():
 
 def test_equal_numbers_lie_on_the_line():
     point = Pair("t", "n", 70.0, 70.0, 69.0, 71.0, True)
-    figure = draw([point], [Bought("t", "n", 3.0, 70.0, False)], SCALES["paper"], "linear_top1")
+    figure = draw([point], [Bought("t", "n", 3.0, 70.0, False)], "linear_top1")
     left, right = figure.axes
     assert list(left.lines[0].get_xdata()) == list(left.lines[0].get_ydata()) == [68.0, 72.0]
     assert left.get_xlim() == left.get_ylim() == (68.0, 72.0)
@@ -82,8 +85,8 @@ def test_equal_numbers_lie_on_the_line():
 def test_both_files_are_written(tmp_path):
     points = pairs(measured())
     costs = bought(measured(), findings(), "linear_top1")
-    figure = draw(points, costs, SCALES["paper"], "linear_top1")
-    png, svg = save(Drawn(figure, "agreement.paper"), tmp_path)
+    figure = draw(points, costs, "linear_top1")
+    png, svg = save(Drawn(figure, "agreement", "ours", "points", scale="paper"), tmp_path)
     assert png.name == "agreement.paper.png"
     assert "GPU-hours" in svg.read_text()
 
@@ -91,12 +94,13 @@ def test_both_files_are_written(tmp_path):
 def test_without_records_it_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(agreement, "find_tables", lambda names: [sample.TABLE])
     monkeypatch.setattr(agreement, "resolve", lambda *a, **k: sample.resolved())
-    with pytest.raises(UserError, match=r"run reproduce.py table9 --scale demo first"):
+    with pytest.raises(UserError, match=r"run python reproduce.py table9 --scale demo first"):
         make(Agreement(tables=("table9",), scale="demo", records=tmp_path, runs=tmp_path))
 
 
 def test_it_needs_no_torch():
     code = (
-        "import sys, figures.agreement, figures.training_curves; sys.exit('torch' in sys.modules)"
+        "import sys, figures.agreement, figures.along_training, figures.catalog,"
+        " figures.training_curves; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

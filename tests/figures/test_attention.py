@@ -110,7 +110,9 @@ def test_two_checkpoints_are_drawn_beside_each_other(tmp_path):
     assert drawn.text.splitlines()[2].startswith("DINO")
     png, svg = save(drawn, tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
+    assert png.name == "attention.png"  # a data set of nobody's scale
     assert "toy, 7 epochs" in svg.read_text()
+    assert "DINO, SVIB" in drawn.description and "where the CLS token looks" in drawn.description
 
 
 def test_what_cannot_be_looked_at_is_refused_in_one_sentence(tmp_path):

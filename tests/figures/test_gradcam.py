@@ -96,7 +96,7 @@ def test_a_checkpoint_becomes_a_figure_with_maps_and_one_without(tmp_path):
     ]
     assert [image.get_array().shape[:2] for image in axes[0].images] == [(32, 32)] * 2
     png, svg = save(drawn, tmp_path)
-    assert (png.name, svg.name) == ("gradcam.png", "gradcam.svg")
+    assert (png.name, svg.name) == ("gradcam.demo.png", "gradcam.demo.svg")
     assert "mnist5k, 31 epochs: highest of 20 images per unit" in svg.read_text()
     plain = make(GradCAM(**args, units=(0,), overlay=False))
     assert plain.name == "units"

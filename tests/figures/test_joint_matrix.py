@@ -84,6 +84,7 @@ def test_a_checkpoint_becomes_a_png_and_an_svg_that_say_what_was_measured(tmp_pa
     assert drawn.figure.axes[0].images[0].get_array().shape == (12, 12)  # 3 variables, not 5
     png, svg = save(drawn, args.out)
     assert png.read_bytes().startswith(b"\x89PNG")
+    assert (png.name, svg.name) == ("joint_matrix.demo.png", "joint_matrix.demo.svg")
     assert "mnist5k train, 130 images, 31 epochs" in svg.read_text()
     assert "off-diagonal blocks" in drawn.text
     again = save(make(args), tmp_path / "again")[1]
@@ -92,7 +93,7 @@ def test_a_checkpoint_becomes_a_png_and_an_svg_that_say_what_was_measured(tmp_pa
 
 def test_the_matrix_is_drawn_block_by_block():
     p = one_hot_code(2)
-    figure = draw(joint_matrix([Assignments(p, p)], 2), Assignments(p[0], p[1]), "title")
+    figure = draw(joint_matrix([Assignments(p, p)], 2), Assignments(p[0], p[1]))
     matrix = figure.axes[0].images[0].get_array()
     assert matrix.shape == (6, 6)
     torch.testing.assert_close(torch.from_numpy(matrix[:3, :3]), torch.eye(3).double() / 3)

@@ -40,7 +40,7 @@ def test_each_method_has_a_row_of_its_own_terms(tmp_path):
         log(tmp_path, f"imsvd-{key}", [{"epoch": 1.0, "loss": 2.0, "TI": 1.5, "DE": 0.5}] * 2)
     log(tmp_path, "barlow_twins-c", [{"epoch": 1.0, "loss": 4.0, "invariance": 4.0}] * 2)
     log(tmp_path, "dino-d", [])  # has not logged yet
-    drawn = make(TrainingCurves(runs=tmp_path))
+    drawn = make(TrainingCurves(runs=tmp_path, scale="paper"))
     rows = [axes for axes in drawn.figure.axes if axes.axison]
     assert [axes.get_title() for axes in rows] == ["loss", "invariance", "loss", "TI", "DE"]
     assert [len(axes.lines) for axes in rows] == [1, 1, 2, 2, 2]
@@ -48,20 +48,23 @@ def test_each_method_has_a_row_of_its_own_terms(tmp_path):
     png, svg = save(drawn, tmp_path / "out")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "invariance" in svg.read_text()
-    alone = make(TrainingCurves(runs=tmp_path, only=("barlow_twins",)))
+    alone = make(TrainingCurves(runs=tmp_path, only=("barlow_twins",), scale="paper"))
     assert [axes.get_title() for axes in alone.figure.axes] == ["loss", "invariance", ""]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "has logs of nothing; pretrain first"),
-        (["--only", "byol"], "has logs of nothing and none of byol"),
+        (
+            [],
+            "has logs of nothing at the demo scale; run python reproduce.py all --scale demo first",
+        ),
+        (["--only", "byol"], "has logs of nothing at the demo scale and none of byol"),
     ],
 )
 def test_without_logs_the_command_says_so_and_exits_with_2(tmp_path, capsys, arguments, said):
     with pytest.raises(SystemExit) as exit_:
-        main(TrainingCurves, make, ["--runs", str(tmp_path), *arguments])
+        main(TrainingCurves, make, ["--runs", str(tmp_path), "--scale", "demo", *arguments])
     assert exit_.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -76,7 +79,19 @@ def test_a_damaged_line_is_named(tmp_path, capsys):
 
 def test_the_command_prints_the_numbers_and_its_files(tmp_path, capsys):
     log(tmp_path, "imsvd-a", [{"epoch": 1.0, "loss": 2.0}])
-    main(TrainingCurves, make, ["--runs", str(tmp_path), "--out", str(tmp_path / "out")])
+    options = ["--runs", str(tmp_path), "--out", str(tmp_path / "out"), "--scale", "paper"]
+    main(TrainingCurves, make, options)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("imsvd-a")
-    assert [Path(line).suffix for line in lines[-2:]] == [".png", ".svg"]
+    names = ["training_curves.paper.png", "training_curves.paper.svg"]
+    assert [Path(line).name for line in lines[-2:]] == names
+
+
+def test_runs_of_another_scale_are_left_out(tmp_path):
+    log(tmp_path, "imsvd-a", [{"epoch": 1.0, "loss": 2.0}])
+    small = log(tmp_path, "imsvd-b", [{"epoch": 1.0, "loss": 4.0}])
+    recipe = {"backbone": {"name": "resnet_tiny"}, "dataset": "mnist5k", "epochs": 1}
+    (small / "recipe.json").write_text(json.dumps({"seed": 0, "recipe": recipe}))
+    drawn = make(TrainingCurves(runs=tmp_path, scale="demo"))
+    assert [line.split()[0] for line in drawn.text.splitlines()[2:]] == ["imsvd-b"]
+    assert (drawn.scale, drawn.title) == ("demo", "losses of 1 pretraining over the epochs")
