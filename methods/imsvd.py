@@ -18,6 +18,7 @@ from harness import dist, views
 from harness.backbone import Backbone, OwnProjector
 from harness.errors import UserError
 from harness.heads import mlp
+from harness.joint import JointTerms, joint_terms
 from harness.method import Method, TwinMethod
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe, TrainingSize
 from harness.scale import Scale
@@ -102,17 +103,48 @@ def imsvd_terms(
         names: Terms to compute. TIC takes TI's place in one ablation.
 
     Returns:
-        Scalars by name. DE and OE are of the global batch and equal on all processes.
+        Scalars by name. DE and OE are of the global batch and equal on all processes. Time and
+        memory: see `harness.joint`; D and N the same, memory is linear in D.
     """
     with torch.autocast(z1.device.type, enabled=False):
         # In half precision FLOOR rounds to 0 and 0 * log 0 = NaN, which a gradient scaler skips
         # in silence; the joint distribution is therefore never computed below fp32.
+        per_image = {name: term for name, term in _PER_IMAGE.items() if name in names}
+        *values, diagonal, off_diagonal = joint_terms(
+            z1,
+            z2,
+            JointTerms(
+                assign=partial(discretise, units=units, temperature=temperature),
+                per_image=tuple(per_image.values()),
+                diagonal="DE" in names,
+                off_diagonal="OE" in names,
+            ),
+        )
+        terms: dict[str, Tensor] = dict(zip(per_image, values, strict=True))
+        variables = z1.shape[1] // units
+        if "DE" in names:
+            terms["DE"] = diagonal / variables
+        if "OE" in names:
+            terms["OE"] = off_diagonal / (variables * (variables - 1))
+        return terms
+
+
+def plain_terms(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    units: int,
+    temperature: float,
+    names: tuple[Term, ...] = ALL,
+) -> dict[str, Tensor]:
+    """What `imsvd_terms` computes, by the formulas as the paper prints them.
+
+    With the whole joint distribution (D, D) in memory, several times, on every process: 1.3 GB at
+    D = 8160. The reference that the fast path is compared with.
+    """
+    with torch.autocast(z1.device.type, enabled=False):
         p, q = (discretise(z, units=units, temperature=temperature) for z in (z1, z2))
-        terms = {}
-        if "TI" in names:
-            terms["TI"] = transform_invariance(p, q)
-        if "TIC" in names:
-            terms["TIC"] = cross_entropy_invariance(p, q)
+        terms: dict[str, Tensor] = {n: t(p, q) for n, t in _PER_IMAGE.items() if n in names}
         if "DE" in names or "OE" in names:
             joint = joint_distribution(dist.gather(p), dist.gather(q))
             if "DE" in names:
@@ -192,6 +224,8 @@ def off_diagonal_negentropy(joint: Tensor) -> Tensor:
     within = entropy.diagonal(dim1=0, dim2=2).sum()
     return (within - entropy.sum()) / (variables * (variables - 1))
 
+
+_PER_IMAGE = {"TI": transform_invariance, "TIC": cross_entropy_invariance}
 
 RESNET50 = Recipe(
     name="IMSVD ResNet-50",
