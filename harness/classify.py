@@ -24,6 +24,7 @@ from harness.features import (
     frozen,
     gather_numbers,
 )
+from harness.fusion import fused, marks
 from harness.loader import Batch, Plan, loader_workers, train_batches
 from harness.optim import TRUST
 from harness.progress import say, track
@@ -190,7 +191,12 @@ def fit(backbone: Backbone, training: TrainingSet, settings: HeadTraining, workd
     # A trunk's own normalisation takes the place of the view's.
     training = replace(training, view=replace(training.view, pixels=backbone.pixels))
     identity = fingerprint(
-        settings, backbone.pixels, training.data.checksum, held, digest(backbone)
+        settings,
+        backbone.pixels,
+        training.data.checksum,
+        held,
+        digest(backbone),
+        *marks(backbone),
     )
     done = _restore(heads, workdir, identity)
     saved = time.monotonic()
@@ -203,13 +209,14 @@ def fit(backbone: Backbone, training: TrainingSet, settings: HeadTraining, workd
     batches: Iterator[Batch] = iter(())
     reading = Reading(last_blocks=settings.last_blocks)
     with frozen(backbone):
+        trunk = fused(backbone)
         for step in progress:
             epoch, within = divmod(step, steps)
             if within == 0 or step == done:
                 batches = _epoch_batches(training, settings, epoch, within)
             batch = next(batches)
             rows = min(BATCH_SIZE, len(batch.labels))
-            features = embed(backbone, batch.views[0], reading, rows=rows)
+            features = embed(trunk, batch.views[0], reading, rows=rows)
             slope = gradients(heads, features, batch.labels.to(features.device))
             sgd_step(heads, slope, settings, settings.lr_factor(epoch))
             if within == steps - 1:

@@ -185,6 +185,24 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
 
 
+def exchange(x: Tensor, counts: list[int]) -> Tensor:
+    """What every process has for this one's rows; no gradient.
+
+    Args:
+        x: (sum of counts, …), rows for each process in rank order.
+        counts: Rows for each process, the same list on all.
+
+    Returns:
+        (counts[rank], world, …).
+    """
+    if world() == 1:
+        return x[:, None]
+    mine = counts[rank()]
+    found = x.new_empty((world() * mine, *x.shape[1:]))
+    torch_dist.all_to_all_single(found, x.contiguous(), [mine] * world(), counts)
+    return found.unflatten(0, (world(), mine)).transpose(0, 1)
+
+
 def gather_batch(x: Tensor) -> Tensor:
     """Rows of all processes in the order of the global batch, on every process; no gradient.
 

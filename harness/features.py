@@ -20,6 +20,7 @@ from harness.data import open_split
 from harness.errors import UserError
 from harness.featurecache import PIECE, FeatureCache
 from harness.files import written_atomically
+from harness.fusion import fused, marks
 from harness.loader import Plan, eval_batches, loader_workers
 from harness.progress import track
 from harness.recipe import fingerprint
@@ -95,7 +96,8 @@ def extract(
     among the processes.
 
     Args:
-        backbone: Frozen here; its mode is restored.
+        backbone: Frozen here; its mode is restored. What runs is a copy of it with fused batch
+            norms.
         data: The split.
         transform: Of each image; the normalisation is the backbone's.
         reading: Which features.
@@ -103,7 +105,7 @@ def extract(
     """
     positions = np.arange(len(data)) if indices is None else np.asarray(indices, dtype=np.int64)
     images = (data.checksum, hashlib.sha256(positions.tobytes()).hexdigest())
-    kernels = (BATCH_SIZE, dist.device().type, torch.__version__)
+    kernels = (BATCH_SIZE, dist.device().type, torch.__version__, *marks(backbone))
     cache = FeatureCache(
         fingerprint(digest(backbone), backbone.pixels, transform, reading, *images, *kernels)
     )
@@ -113,15 +115,16 @@ def extract(
     missing = [number for number, kept in enumerate(rows) if kept is None]
     counts = [-(-len(pieces[number][share]) // BATCH_SIZE) for number in missing]
     with frozen(backbone):
+        trunk = fused(backbone) if missing else backbone
         computed = track(
-            _embedded(backbone, data, transform, reading, [pieces[number] for number in missing]),
+            _embedded(trunk, data, transform, reading, [pieces[number] for number in missing]),
             label=f"features of {data.name} {data.split}",
             total=sum(counts),
         )
         for number, count in zip(missing, counts, strict=True):
             parts = list(islice(computed, count))
             if not parts:  # fewer images than processes: only the width is needed
-                parts = [embed(backbone, torch.zeros(1, 3, *[transform.size] * 2), reading)[:0]]
+                parts = [embed(trunk, torch.zeros(1, 3, *[transform.size] * 2), reading)[:0]]
             found = torch.cat(parts).cpu().numpy()
             cache.save(number, found)
             rows[number] = found

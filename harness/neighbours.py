@@ -1,179 +1,171 @@
-"""Weighted k-nearest-neighbour votes, exact, in one streaming pass and bounded memory.
+"""Weighted k-nearest-neighbour votes: exact, all k in one pass, the bank shared among processes.
 
-The pass runs in fp32. Where its rounding could change a vote (near-ties at the k-th place or
+The search runs in fp32. Where its rounding could change a vote (near-ties at the k-th place or
 between two classes), the query is searched again in fp64 on a fixed grid of similarities. So the
-predictions don't depend on how bank and queries are cut, hence not on the number of processes.
+predictions don't depend on how bank and queries are cut, hence not on the number of processes, nor
+on who searches (torch, faiss).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from harness import dist, nearest
 from harness.errors import UserError
-
-# Working memory beside bank and queries: one block of similarities (32 MiB), its mask, the
-# candidates that pass and, in fp64, a converted block of the bank: under 300 MiB at 2048-d.
-QUERY_ROWS = 1024
-BANK_ROWS = 8192
-_GRID = 2.0**40  # fp64 similarities are rounded to 2^-40: a thousand times their rounding error
+from harness.nearest import Backend, Search
 
 
-def _block(queries: Tensor, bank: Tensor) -> Tensor:
-    """Similarities (q, b) of unit rows; fp64 ones lie on a grid, so that equal pairs tie."""
-    similarities = queries @ bank.to(queries.dtype).T
-    return (
-        (similarities * _GRID).round_() / _GRID if queries.dtype == torch.float64 else similarities
-    )
+class Bank(NamedTuple):
+    """Images whose classes are known; each process may hold the features of some of them."""
+
+    rows: Tensor  # (m, d) fp32 unit rows, on this process's device
+    labels: Tensor  # (M,) int64 classes of all processes' images, on the CPU
+    # int64 (m,), ascending: which of the M images the rows are; None: all, on this process alone
+    positions: Tensor | None = None
 
 
-def _merge(best: Tensor, places: Tensor, block: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """The running top (q, keep) after a block of similarities (q, b) that begins at row `start`.
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """How neighbours vote."""
 
-    Only what exceeds the current last place is sorted in. Rows come in order, so a stable sort
-    gives ties to the lower row of the bank.
-    """
-    rows, columns = (block > best[:, -1:]).nonzero(as_tuple=True)
-    if not len(rows):
-        return best, places
-    counts = torch.bincount(rows, minlength=len(block))
-    first = counts.cumsum(0) - counts
-    slots = torch.arange(len(rows), device=rows.device) - first[rows]
-    width = int(counts.max())
-    fresh = best.new_full((len(block), width), -math.inf)
-    fresh[rows, slots] = block[rows, columns]
-    where = places.new_zeros((len(block), width))
-    where[rows, slots] = columns + start
-    merged, order = torch.cat([best, fresh], dim=1).sort(dim=1, descending=True, stable=True)
-    keep = best.shape[1]
-    return merged[:, :keep], torch.cat([places, where], dim=1).gather(1, order[:, :keep])
+    k: tuple[int, ...]  # numbers of neighbours
+    temperature: float  # T of exp(similarity / T), above 0
+    classes: int
 
+    def of(self, similarities: Tensor, labels: Tensor, error: float) -> tuple[Tensor, Tensor]:
+        """Votes of the nearest, on the CPU in fp64, where the order of summation is fixed.
 
-def nearest(bank: Tensor, queries: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """The `keep` most similar rows of the bank for each query, best first.
+        Args:
+            similarities: (q, at least max(k)) fp64, best first; the one after the k-th shows
+                near-ties.
+            labels: (q, at least max(k)) classes of these neighbours.
+            error: Largest error of a similarity.
 
-    Args:
-        bank: (m, d) unit rows; converted to the queries' type block by block.
-        queries: (q, d) unit rows, fp32 or fp64; q is cut by the caller.
-        keep: How many, at most m.
-
-    Returns:
-        Similarities (q, keep) and rows of the bank (q, keep), int64.
-    """
-    best = queries.new_full((len(queries), keep), -math.inf)
-    places = torch.zeros((len(queries), keep), dtype=torch.int64, device=queries.device)
-    # In fp64 blocks are half as wide; the first one, of which everything passes, is short.
-    step = BANK_ROWS * 4 // queries.element_size()
-    start, stop = 0, min(step, max(keep, 1024))
-    while start < len(bank):
-        best, places = _merge(best, places, _block(queries, bank[start:stop]), start)
-        start, stop = stop, stop + step
-    return best, places
-
-
-def _vote(
-    similarities: Tensor, labels: Tensor, *, k: int, temperature: float, classes: int, error: float
-) -> tuple[Tensor, Tensor]:
-    """Vote of the k nearest, on the CPU in fp64, where the order of summation is fixed.
-
-    Args:
-        similarities: (q, at least k) fp64, best first; the one after the k-th shows near-ties.
-        labels: (q, at least k) classes of these neighbours.
-        k: Neighbours that vote.
-        temperature: T of exp(similarity / T).
-        classes: Number of classes.
-        error: Largest error of a similarity.
-
-    Returns:
-        Predicted classes (q,) and whether exact similarities must give the same ones (q,).
-    """
-    top = similarities[:, :k]
-    weights = ((top - top[:, :1]) / temperature).exp()  # a common factor changes no vote
-    votes = weights.new_zeros((len(top), classes)).scatter_add_(1, labels[:, :k], weights)
-    predicted = votes.argmax(dim=1)  # the lowest class of a tie
-    best = votes.amax(dim=1)
-    runner_up = votes.scatter(1, predicted[:, None], -math.inf).amax(dim=1)
-    # Each weight is wrong by at most this share; and where the next neighbour is about as near as
-    # the k-th, that many may change places, each taking a vote from the best class to another.
-    share = math.expm1(min(error / temperature, 50.0))
-    close = (top[:, -1:] - similarities[:, k : k + 1] <= 2 * error).any(dim=1)
-    swaps = (top <= top[:, -1:] + 2 * error).sum(dim=1) * close
-    bound = 2 * (share * best + swaps * weights[:, -1] * (1 + share))
-    return predicted, best - runner_up > bound
+        Returns:
+            Predicted classes (len(k), q), and whether exact similarities must give the same ones
+            for every k (q,).
+        """
+        weights = ((similarities - similarities[:, :1]) / self.temperature).exp()
+        votes = weights.new_zeros((len(weights), self.classes))
+        predicted = torch.empty((len(self.k), len(weights)), dtype=torch.int64)
+        safe = torch.ones(len(weights), dtype=torch.bool)
+        counted = 0
+        for place, k in sorted(enumerate(self.k), key=lambda pair: pair[1]):
+            votes.scatter_add_(1, labels[:, counted:k], weights[:, counted:k])
+            counted = k
+            best, winner = votes.max(dim=1, keepdim=True)  # the lowest class of a tie
+            runner_up = votes.scatter_(1, winner, -math.inf).amax(dim=1)
+            votes.scatter_(1, winner, best)
+            predicted[place], best = winner.squeeze(1), best.squeeze(1)
+            # Each weight is wrong by at most this share; and where the next neighbour is about as
+            # near as the k-th, that many may change places, each taking a vote from the best class
+            # to another.
+            share = math.expm1(min(error / self.temperature, 50.0))
+            top, last = similarities[:, :k], similarities[:, k - 1 : k]
+            close = (last - similarities[:, k : k + 1] <= 2 * error).any(dim=1)
+            swaps = (top <= last + 2 * error).sum(dim=1) * close
+            bound = 2 * (share * best + swaps * weights[:, k - 1] * (1 + share))
+            safe &= best - runner_up > bound
+        return predicted, safe
 
 
-def _check(bank: Tensor, k: tuple[int, ...], temperature: float) -> None:
+def _check(images: int, k: tuple[int, ...], temperature: float) -> None:
     """Raise on settings that mean nothing."""
     if not k or min(k) < 1:
         raise UserError(f"k={k} must name at least one number of neighbours, each 1 or more")
-    if max(k) > len(bank):
+    if max(k) > images:
         raise UserError(
-            f"k={max(k)} is more than the bank's {len(bank)} images; use k of at most {len(bank)}"
+            f"k={max(k)} is more than the bank's {images} images; use k of at most {images}"
         )
     if not temperature > 0:
         raise UserError(f"temperature={temperature} must be above 0; the field uses 0.07")
 
 
 def knn_predict(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    *,
-    k: tuple[int, ...],
-    temperature: float,
-    classes: int,
+    bank: Bank, queries: Tensor, vote: Vote, *, backend: Backend | None = None
 ) -> dict[int, Tensor]:
     """Weighted k-nearest-neighbour classification by cosine similarity, for all k in one pass.
 
     Each of the k most similar bank images votes for its class with weight exp(cos / T)
-    (Wu et al. 2018, Sec. 3.4; DINO, eval_knn.py). Ties between images go to the lower row of the
-    bank, between classes to the lower class. Working memory is bounded (see QUERY_ROWS and
-    BANK_ROWS); bank and queries are never copied whole.
+    (Wu et al. 2018, Sec. 3.4; DINO, eval_knn.py). Ties between images go to the lower position in
+    the bank, between classes to the lower class.
+
+    Every process searches its share of the bank for everybody's queries, so that together they do
+    the work once and none holds more of the bank than its share. Working memory is bounded (see
+    `harness.nearest`); bank and queries are never copied whole.
 
     Args:
-        bank: (m, d) fp32 rows of unit length.
-        bank_labels: (m,) int64 classes, 0 to classes - 1.
-        queries: (n, d) fp32 rows of unit length, on the same device.
-        k: Numbers of neighbours.
-        temperature: T, above 0.
-        classes: Number of classes.
+        bank: Its rows and their labels.
+        queries: (n, d) fp32 rows of unit length, on the same device; n may differ from process to
+            process.
+        vote: k, temperature, number of classes.
+        backend: Who searches; predictions are the same. Default: faiss on CPUs, torch on GPUs.
 
     Returns:
         For each k the predicted classes (n,), int64, on the CPU.
 
     Raises:
-        UserError: k is empty, below 1 or above m; temperature is not above 0.
+        UserError: k is empty, below 1 or more than the images; temperature is not above 0.
     """
-    _check(bank, k, temperature)
-    keep = min(max(k) + 1, len(bank))
-    # Rounding errors of a dot product of unit rows grow with sqrt(d); 8 u sqrt(d) is exceeded
-    # with a probability of about 1e-13 (Higham and Mary 2019, Thm. 3.1).
-    error = 8 * 2.0**-24 * math.sqrt(bank.shape[1])
-    labels = bank_labels.cpu()
+    _check(len(bank.labels), vote.k, vote.temperature)
+    keep = min(max(vote.k) + 1, len(bank.labels))
+    search = nearest.search_by(backend or nearest.default_backend(bank.rows))
+    predictions = torch.empty((len(vote.k), len(queries)), dtype=torch.int64)
+    unsure = torch.zeros(len(queries), dtype=torch.bool)
+    exactly = partial(nearest.nearest_exactly, search=search)
+    rows = torch.arange(len(queries))
+    for chosen in _rounds(rows):
+        similarities, places = _everywhere(bank, queries[chosen], keep, search)
+        error = nearest.rounding(queries.shape[1])
+        predictions[:, chosen], safe = vote.of(similarities, bank.labels[places], error)
+        unsure[chosen] = ~safe
+    for chosen in _rounds(rows[unsure]):
+        similarities, places = _everywhere(bank, queries[chosen], keep, exactly)
+        predictions[:, chosen], _ = vote.of(similarities, bank.labels[places], 0.0)
+    return dict(zip(vote.k, predictions, strict=True))
 
-    def search(block: Tensor, error: float) -> tuple[Tensor, Tensor]:
-        similarities, places = (found.cpu() for found in nearest(bank, block, keep))
-        votes = [
-            _vote(
-                similarities.double(),
-                labels[places],
-                k=each,
-                temperature=temperature,
-                classes=classes,
-                error=error,
-            )
-            for each in k
-        ]
-        return torch.stack([v[0] for v in votes]), torch.stack([v[1] for v in votes]).all(dim=0)
 
-    predictions = torch.empty((len(k), len(queries)), dtype=torch.int64)
-    for start in range(0, len(queries), QUERY_ROWS):
-        block = queries[start : start + QUERY_ROWS]
-        predicted, safe = search(block, error)
-        unsure = (~safe).nonzero().squeeze(1)
-        if len(unsure):
-            predicted[:, unsure], _ = search(block[unsure.to(block.device)].double(), 0.0)
-        predictions[:, start : start + QUERY_ROWS] = predicted
-    return dict(zip(k, predictions, strict=True))
+def _rounds(rows: Tensor) -> tuple[Tensor, ...]:
+    """`rows` in blocks, as many on each process: the last ones may be empty."""
+    size = max(nearest.QUERY_ROWS // dist.world(), 1)
+    blocks = rows.split(size) if len(rows) else ()
+    count = torch.tensor([len(blocks)], device=dist.device())
+    most = int(dist.gather_rows(count).max())
+    return (*blocks, *[rows[:0]] * (most - len(blocks)))
+
+
+def _everywhere(bank: Bank, queries: Tensor, keep: int, search: Search) -> tuple[Tensor, Tensor]:
+    """The nearest of all processes' rows to this process's queries, on the CPU.
+
+    Args:
+        bank: This process's share.
+        queries: (q, d), this process's.
+        keep: How many, at most the images of all processes.
+        search: Of one share.
+
+    Returns:
+        fp64 similarities and positions (q, keep), best first, ties to the lower position.
+    """
+    if bank.positions is None:
+        similarities, places = search(bank.rows, queries, keep)
+        return similarities.double().cpu(), places.cpu()
+    asked = dist.gather_rows(queries)
+    counts = dist.gather_rows(torch.tensor([len(queries)], device=dist.device())).tolist()
+    own = min(keep, len(bank.rows))
+    found = torch.full((len(asked), keep), -math.inf, dtype=torch.float64, device=asked.device)
+    positions = torch.zeros((len(asked), keep), dtype=torch.int64, device=asked.device)
+    if own and len(asked):
+        similarities, places = search(bank.rows, asked, own)
+        found[:, :own] = similarities
+        positions[:, :own] = bank.positions.to(places.device)[places]
+    similarities = dist.exchange(found, counts).cpu().flatten(1)
+    positions = dist.exchange(positions, counts).cpu().flatten(1)
+    positions, order = positions.sort(dim=1, stable=True)
+    best, by_rank = similarities.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return best[:, :keep], positions.gather(1, by_rank)[:, :keep]

@@ -30,28 +30,31 @@ class KNN(EvalProtocol):
     def run(self, backbone: Backbone, workdir: Path) -> dict[str, Estimate]:
         """Top-1 accuracy in percent by name, `knn_<k>`; each val image counts once.
 
-        Every process holds the whole bank (4 bytes x train images x dim) and searches for its
-        share of val.
+        Every process holds the features of its share of train and of val, 4 bytes x images x dim,
+        and searches its share of train for all of val.
 
         Raises:
             UserError: k is more than the train images; the data set is missing.
         """
+        import torch
         from torch.nn.functional import normalize
 
+        from harness import dist
         from harness.bootstrap import accuracy
-        from harness.features import collect, extract, gathered, open_pair
-        from harness.neighbours import knn_predict
+        from harness.features import collect, extract, open_pair
+        from harness.neighbours import Bank, Vote, knn_predict
 
         train, val = open_pair(self.dataset)
-        bank = gathered(extract(backbone, train, self.transform))
+        bank = extract(backbone, train, self.transform)
         queries = extract(backbone, val, self.transform)
         predicted = knn_predict(
-            normalize(bank.values, out=bank.values),
-            bank.labels,
+            Bank(
+                normalize(bank.values, out=bank.values),
+                torch.from_numpy(train.labels),
+                bank.indices if dist.world() > 1 else None,
+            ),
             normalize(queries.values, out=queries.values),
-            k=self.k,
-            temperature=self.temperature,
-            classes=len(train.classes),
+            Vote(k=self.k, temperature=self.temperature, classes=len(train.classes)),
         )
         found = collect(queries, {f"knn_{k}": predicted[k] for k in self.k}, workdir)
         return {
