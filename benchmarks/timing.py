@@ -17,6 +17,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 Run = Callable[[], object]
+# What benchmarks of losses import, and takes long.
+_IMPORTED = ["torch", "harness.method", "lightly.loss"]
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,17 @@ def error_claim(case: str, peer: str, error: float, must: float) -> Claim:
 
 
 def peak_memory(make: Callable[..., Run], tiny: Sequence[object], full: Sequence[object]) -> int:
-    """Bytes that the run `make(*full)` takes beyond its inputs, in a fresh process.
+    """Bytes that the run `make(*full)` takes beyond its inputs, in a process of its own.
 
-    `make` allocates inputs and returns the run. A run on `make(*tiny)` comes first, so that
-    libraries are loaded and their pools filled. Then VmHWM - VmRSS, after clearing the former:
-    resident pages, of glibc's allocator with its default settings, which maps what is larger than
-    32 MB anew each time.
+    The process is the copy of one that has imported modules and done nothing else, as importing
+    them takes seconds. `make` allocates inputs and returns the run. A run on `make(*tiny)` comes
+    first, so that libraries have filled their pools. Then VmHWM - VmRSS, after clearing the
+    former: resident pages, of glibc's allocator with its default settings, which maps what is
+    larger than 32 MB anew each time.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    with context.Pool(1) as pool:
         return pool.apply(_peak, (make, tiny, full))
 
 
