@@ -1,24 +1,22 @@
 """Linear SVMs on frozen features, one per class, as in VISSL.
 
-Source: vissl @09270ed, vissl/utils/svm_utils. Nothing here imports torch: every process that
-solves SVMs loads this module.
+Source: vissl @09270ed, vissl/utils/svm_utils, whose solver is liblinear. Nothing here imports
+torch: every process that solves SVMs loads this module.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harness import draws
+from harness import draws, newton
 from harness.errors import UserError
 from harness.precision import Ranking
-
-if TYPE_CHECKING:
-    from sklearn.svm import LinearSVC
 
 Difficult = Literal["negative", "dropped"]
 Sampling = Literal["per_class", "pooled"]
@@ -28,11 +26,13 @@ _ROWS = 1024  # test images whose features are in double precision at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """Settings of liblinear's dual coordinate descent: squared hinge, L2, bias regularised."""
+    """Linear SVMs: squared hinge, L2, bias regularised; who minimises that, and how closely."""
 
+    # liblinear's dual coordinate descent, as in VISSL, or Newton's method, to the optimum
+    method: Literal["newton", "liblinear"] = "newton"
     positive_weight: float = 2.0  # of the loss on positive images; negative ones have 1
-    tol: float = 1e-4  # when to stop
-    max_iter: int = 2000  # passes over the images, at most
+    tol: float = 1e-4  # liblinear: when to stop
+    max_iter: int = 2000  # liblinear: passes over the images, at most
 
 
 class Images(NamedTuple):
@@ -78,6 +78,14 @@ class LowShot:
         return rows[signs[rows, target] != 0]
 
 
+class Machines(NamedTuple):
+    """SVMs of one class, in double precision."""
+
+    weight: np.ndarray  # (machines, d)
+    bias: np.ndarray  # (machines,)
+    unconverged: np.ndarray  # bool (machines,)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """All that SVMs are trained and tested on."""
@@ -86,37 +94,73 @@ class Problem:
     test: Images
     solver: Solver
     low_shot: LowShot
-    seed: int  # of the order of images in the solver; VISSL takes whatever numpy's global state is
+    seed: int  # of the order of images in liblinear; VISSL takes numpy's global state as it is
+    gram: np.ndarray | None = None  # `newton.gram_matrix` of the train images, for that method
 
-    def fit(self, features: np.ndarray, targets: np.ndarray, cost: float) -> LinearSVC:
-        """The SVM of one class; whether it converged is `unconverged`'s to say.
+    def fit(self, rows: np.ndarray, targets: np.ndarray, costs: Sequence[float]) -> Machines:
+        """The SVMs of one class at several costs, on one thread.
 
         Args:
-            features: (n, d).
-            targets: (n,) of 1 and -1.
-            cost: C, the weight of the loss against the squared norm.
+            rows: (m,) train images, some perhaps twice.
+            targets: (m,) of 1 and -1.
+            costs: C of each, the weight of the loss against the squared norm.
         """
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(
+            1
+        ):  # so that the last bit doesn't depend on how many cores there are
+            if self.solver.method == "liblinear":
+                return self._by_liblinear(rows, targets, costs)
+            return self._by_newton(rows, targets, costs)
+
+    def _by_newton(self, rows: np.ndarray, targets: np.ndarray, costs: Sequence[float]) -> Machines:
+        assert self.gram is not None
+        rising = np.argsort(costs, kind="stable")
+        weight = np.where(targets > 0, self.solver.positive_weight, 1.0)
+        path = newton.solve_path(
+            self.gram[np.ix_(rows, rows)], targets, np.array(costs)[rising, None] * weight
+        )
+        # An SVM is the sum of its images, each with its coefficient; the bias that of the ones.
+        features = self.train.features
+        total = np.zeros((len(costs), features.shape[1]))
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            total += path.coefficients[:, part] @ features[rows[part]].astype(np.float64)
+        place = np.argsort(rising)
+        return Machines(total[place], path.coefficients.sum(axis=1)[place], path.unsolved[place])
+
+    def _by_liblinear(
+        self, rows: np.ndarray, targets: np.ndarray, costs: Sequence[float]
+    ) -> Machines:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.svm import LinearSVC
 
-        machine = LinearSVC(
-            C=cost,
-            class_weight={1: self.solver.positive_weight, -1: 1.0},
-            dual=True,  # pyright: ignore[reportArgumentType]
-            tol=self.solver.tol,
-            max_iter=self.solver.max_iter,
-            random_state=self.seed,
-        )
-        with warnings.catch_warnings():
-            # Large costs seldom converge in 2000 passes, in VISSL neither. They are counted.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            return machine.fit(features, targets)
+        weights, biases, unconverged = [], [], []
+        features = self.train.features[rows]
+        for cost in costs:
+            machine = LinearSVC(
+                C=cost,
+                class_weight={1: self.solver.positive_weight, -1: 1.0},
+                dual=True,  # pyright: ignore[reportArgumentType]
+                tol=self.solver.tol,
+                max_iter=self.solver.max_iter,
+                random_state=self.seed,
+            )
+            with warnings.catch_warnings():
+                # Large costs seldom converge in 2000 passes, in VISSL neither. They are counted.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                machine.fit(features, targets)
+            weights.append(machine.coef_[0])
+            biases.append(np.ravel(machine.intercept_)[0])
+            unconverged.append(machine.n_iter_ >= machine.max_iter)
+        return Machines(np.stack(weights), np.array(biases), np.array(unconverged))
 
     def digest(self) -> str:
         """SHA-256 of the images, and the version of scikit-learn: results depend on both."""
         import sklearn
 
-        total = hashlib.sha256(sklearn.__version__.encode())
+        total = hashlib.sha256(f"{newton.VERSION} {sklearn.__version__}".encode())
         for array in (*self.train, *self.test):
             total.update(np.ascontiguousarray(array).data)
         return total.hexdigest()
@@ -134,61 +178,56 @@ def signs(labels: np.ndarray, difficult: Difficult) -> np.ndarray:
     return np.where(labels == 0, left_out, labels).astype(np.int8)
 
 
-def unconverged(machine: LinearSVC) -> bool:
-    """Whether the solver stopped at its limit of passes."""
-    return bool(machine.n_iter_ >= machine.max_iter)
-
-
-def decisions(machines: list[LinearSVC], features: np.ndarray) -> np.ndarray:
+def decisions(machines: Machines, features: np.ndarray) -> np.ndarray:
     """Signed distances times |w|, in double precision: float64 (machines, n).
 
     On one thread, so that the last bit does not depend on how many cores there are.
     """
     from threadpoolctl import threadpool_limits
 
-    weight = np.stack([machine.coef_[0] for machine in machines], axis=1)
-    bias = np.concatenate([machine.intercept_ for machine in machines])
     starts = range(0, len(features), _ROWS)
     with threadpool_limits(1):
-        parts = [features[s : s + _ROWS].astype(np.float64) @ weight + bias for s in starts]
+        parts = [
+            features[s : s + _ROWS].astype(np.float64) @ machines.weight.T + machines.bias
+            for s in starts
+        ]
     return np.concatenate(parts).T
 
 
-def cross_validate(problem: Problem, folds: int, task: tuple[int, float]) -> np.ndarray:
-    """How well a cost does on folds of trainval that were held out.
+def cross_validate(
+    problem: Problem, costs: Sequence[float], folds: int, task: tuple[int, int]
+) -> np.ndarray:
+    """How well each cost does on a fold of trainval that was held out.
 
     Folds are contiguous stretches of each sign, unshuffled, and average precision is
     scikit-learn's, without envelope: what its `cross_val_score` does in VISSL.
 
     Args:
         problem: Trainval and the solver.
+        costs: Values of C.
         folds: How many.
-        task: Position of the class, and the cost.
+        task: Position of the class, and number of the fold.
 
     Returns:
-        float64 (2,): mean average precision in [0, 1], number of fits that did not converge.
+        float64 (costs, 2): average precision in [0, 1], and 1 where the fit did not converge.
     """
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
 
-    target, cost = task
+    target, fold = task
     rows, targets = _rows_of(problem.train, target)
-    found = []
-    for kept, held in StratifiedKFold(folds).split(rows, targets):
-        features = problem.train.features
-        machine = problem.fit(features[rows[kept]], targets[kept], cost)
-        scores = machine.decision_function(features[rows[held]])
-        found.append((average_precision_score(targets[held], scores), unconverged(machine)))
-    precision, stopped = np.array(found).T
-    return np.array([precision.mean(), stopped.sum()])
+    kept, held = list(StratifiedKFold(folds).split(rows, targets))[fold]
+    machines = problem.fit(rows[kept], targets[kept], costs)
+    scores = decisions(machines, problem.train.features[rows[held]])
+    precision = [average_precision_score(targets[held], row) for row in scores]
+    return np.stack([precision, machines.unconverged], axis=1)
 
 
 def train_and_score(problem: Problem, task: tuple[int, float]) -> np.ndarray:
     """Decisions (test images,) of the SVM that all of trainval makes for (class, cost)."""
     target, cost = task
     rows, targets = _rows_of(problem.train, target)
-    machine = problem.fit(problem.train.features[rows], targets, cost)
-    return decisions([machine], problem.test.features)[0]
+    return decisions(problem.fit(rows, targets, (cost,)), problem.test.features)[0]
 
 
 def _rows_of(images: Images, target: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,19 +250,17 @@ def low_shot_scores(
         float64 (shots, costs, test images).
     """
     target, sample = task
-    features, all_signs = problem.train
-    machines = []
+    found = []
     for shots, trials in zip(problem.low_shot.shots, costs, strict=True):
-        rows = problem.low_shot.rows(all_signs, target, shots, sample)
-        drawn, targets = features[rows], all_signs[rows, target]
+        rows = problem.low_shot.rows(problem.train.signs, target, shots, sample)
+        targets = problem.train.signs[rows, target]
         if len(set(targets.tolist())) < 2:
             raise UserError(
                 f"sample {sample} of {shots} shots shows class {target} in all of its images or in"
                 " none; use other shots or another seed."
             )
-        machines += [problem.fit(drawn, targets, cost) for cost in trials]
-    found = decisions(machines, problem.test.features)
-    return found.reshape(len(problem.low_shot.shots), -1, found.shape[1])
+        found.append(decisions(problem.fit(rows, targets, trials), problem.test.features))
+    return np.stack(found)
 
 
 def low_shot_precision(

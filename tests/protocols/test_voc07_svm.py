@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.model_selection import cross_val_score
-from sklearn.svm import LinearSVC
 
-from harness import tasks
+from harness import newton, tasks
 from harness.backbone import build_backbone
 from harness.checkpoint import save_backbone
 from harness.command import main
@@ -139,31 +138,38 @@ def test_one_and_two_processes_agree_on_every_sample(tmp_path):
 
 def test_a_killed_run_goes_on_to_the_same_result_and_other_settings_start_anew(tmp_path):
     solved = []
-    original = LinearSVC.fit
+    original = newton.solve_path
 
-    def counting(machine: LinearSVC, *arguments):
+    def counting(gram: np.ndarray, targets: np.ndarray, weights: np.ndarray):
         if len(solved) == stop:
             raise KeyboardInterrupt
-        solved.append(machine.C)
-        return original(machine, *arguments)
+        solved.append(len(weights))
+        return original(gram, targets, weights)
 
-    with toy_data(noise=250), patch.object(LinearSVC, "fit", counting):
+    with toy_data(noise=250), patch.object(newton, "solve_path", counting):
         stop = -1
         whole = TOY.run(PixelBackbone(), tmp_path / "whole")
-        # Four classes, three costs, three folds; then four classes.
-        assert len(solved) == 40
+        # Four classes and three folds, all three costs at once; then four classes.
+        assert solved == [3] * 12 + [1] * 4
         solved.clear()
-        stop = 20
+        stop = 7
         with pytest.raises(KeyboardInterrupt):
             TOY.run(PixelBackbone(), tmp_path / "killed")
         stop = -1
         assert TOY.run(PixelBackbone(), tmp_path / "killed") == whole
-        # Six of the twelve cross-validations were done, the seventh had begun.
-        assert len(solved) == 20 + 18 + 4
+        assert solved == [3] * 12 + [1] * 4
         solved.clear()
         assert TOY.run(PixelBackbone(), tmp_path / "killed") == whole and not solved
         replace(TOY, difficult_train="dropped").run(PixelBackbone(), tmp_path / "killed")
-        assert len(solved) == 40
+        assert len(solved) == 16
+
+
+def test_liblinear_gives_the_same_precision_within_a_tenth_of_a_point(tmp_path):
+    by_liblinear = replace(TOY, solver=replace(TOY.solver, method="liblinear"))
+    with toy_data(noise=250):
+        ours = TOY.run(PixelBackbone(), tmp_path / "newton")["voc07_map"]
+        theirs = by_liblinear.run(PixelBackbone(), tmp_path / "liblinear")["voc07_map"]
+    assert abs(ours.value - theirs.value) < 0.1 and 40 < ours.value < 99.9
 
 
 def test_metrics_are_those_of_the_predictions_written(tmp_path):
@@ -247,10 +253,11 @@ def test_predictions_on_real_features_equal_an_independent_reference(real):
     (path,) = real.glob("*.json")
     with np.load(real / path.stem / "predictions.npz") as found:
         assert np.array_equal(found["labels"], labels["val"])
-        assert np.allclose(found["decisions"], scores, rtol=1e-9, atol=1e-12)
+        # Ours are at the optimum, liblinear's as near to it as its tolerance.
+        assert np.allclose(found["decisions"], scores, rtol=0, atol=2e-5)
         reached = mean_vissl(found["decisions"], labels["val"])
     assert Record.load(path).metrics["voc07_map"] == pytest.approx(reached, abs=1e-9)
-    assert reached == pytest.approx(mean_vissl(scores, labels["val"]), abs=1e-9)
+    assert reached == pytest.approx(mean_vissl(scores, labels["val"]), abs=0.02)
 
 
 def test_training_and_test_treat_difficult_images_as_their_settings_say(tmp_path):
