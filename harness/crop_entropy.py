@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 # Exponentials of logits are kept for the backward pass up to this size, and recomputed beyond. A
 # constant, as free memory would make the last bits of a run depend on the machine's other work.
 KEPT_BYTES = 1 << 30
-_COLUMNS = {"cpu": 2048, "cuda": 8192}  # prototypes at a time
+_COLUMNS = {"cpu": 1024, "cuda": 8192}  # prototypes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
