@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from figures.drawing import OUT, Drawn, canvas, counted, main, scale_of, show_image
-from figures.pictures import for_trunk, load_pictures, to_show
+from figures.pictures import for_trunk, load_pictures, to_show, trained_on
 from harness import dist
 from harness.backbone import Backbone, ViT
 from harness.errors import UserError
@@ -29,7 +29,8 @@ class Attention:
     """A checkpoint, ours or a released one; again for the next: DINO's and SVIB's in the paper."""
     label: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to call each; by default its method or family."""
-    images: str = "imagenet"  # a folder of images, or a data set, of whose val some are taken
+    images: str = ""  # a folder of images, or a data set, of whose val some are taken; by default
+    # the one that it was trained on
     count: int = 4  # images
     size: int = 0  # their side in pixels, a multiple of the patch; 0: as trained
     out: Path = OUT  # gets attention.<scale>.png and .svg
@@ -48,7 +49,9 @@ def make(args: Attention) -> Drawn:
     loaded = [load_checkpoint(path) for path in args.ckpt]
     names = args.label or [_name(info.training, info.family) for _, info in loaded]
     trunks = [_vit(backbone, path) for (backbone, _), path in zip(loaded, args.ckpt, strict=True)]
-    pictures = load_pictures(args.images, args.count, args.size or trunks[0].image_size)
+    recipes = [info.training.get("recipe") for _, info in loaded]
+    source = args.images or trained_on(recipes)
+    pictures = load_pictures(source, args.count, args.size or trunks[0].image_size)
     maps = []
     for trunk in trunks:
         with frozen(trunk):
@@ -61,7 +64,7 @@ def make(args: Attention) -> Drawn:
         "attention",
         title=title.removesuffix(": "),
         description=_in_words(maps, names),
-        scale=scale_of(info.training.get("recipe") for _, info in loaded),
+        scale=scale_of(recipes),
         text=describe(maps, names),
     )
 

@@ -108,8 +108,6 @@ def _with_checkpoints(entry: Entry, arguments: Sequence[str]) -> list[str]:
     scale = find_scale(known.scale or default_scale())
     paths = checkpoints(entry, scale, known.runs)
     given += [part for path in paths for part in ("--ckpt", str(path))]
-    if entry.shows_images and "--images" not in named:
-        given += ["--images", scale.dataset]
     return given
 
 

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from figures.drawing import OUT, Drawn, canvas, counted, main, scale_of, show_image
-from figures.pictures import for_trunk, load_pictures, to_show
+from figures.pictures import for_trunk, load_pictures, to_show, trained_on
 from harness import dist
 from harness.backbone import OwnProjector, ResNet
 from harness.checkpoint import load_backbone
@@ -34,7 +34,8 @@ class GradCAM:
     """Images with the highest probability of units of IMSVD's variables, with their Grad-CAM."""
 
     ckpt: Path  # a backbone.pt of IMSVD on a ResNet, which carries the projector
-    images: str = "imagenet"  # a folder of images, or a data set, of whose val some are taken
+    images: str = ""  # a folder of images, or a data set, of whose val some are taken; by default
+    # the one that it was trained on
     among: int = 1000  # images that are looked through
     variables: tuple[int, ...] = (0, 1)  # the paper shows the first two
     units: tuple[int, ...] = ()  # of each variable; by default those that most images have
@@ -59,7 +60,8 @@ def make(args: GradCAM) -> Drawn:
             " whose output is discrete; give a backbone.pt of imsvd:RESNET50"
         )
     _check(args, projector)
-    pictures = load_pictures(args.images, args.among, args.size or backbone.image_size)
+    source = args.images or trained_on([info.get("recipe")])
+    pictures = load_pictures(source, args.among, args.size or backbone.image_size)
     p = assign(backbone, projector, pictures)
     shown = [
         Unit(variable, unit)

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from figures.drawing import COLOURS, OUT, Drawn, canvas, counted, main, scale_of
+from figures.pictures import trained_on
 from harness import dist, views
 from harness.backbone import Backbone
 from harness.checkpoint import load_backbone
@@ -53,7 +54,7 @@ def make(args: JointMatrix) -> Drawn:
     backbone, info = load_backbone(args.ckpt)
     _check(args, backbone)
     recipe = info.get("recipe") or {}
-    dataset = args.dataset or recipe.get("dataset", "imagenet")
+    dataset = args.dataset or trained_on([recipe])
     data = open_split(f"{dataset}@{args.images}" if args.images else dataset, "train")
     plan = Plan(drop_last=False, device=str(dist.device()), workers=loader_workers())
     batches = train_batches(

@@ -15,7 +15,6 @@ class Entry:
     title: str = ""  # of the paper's figure: "SVIB, Fig. 4"
     table: str = ""  # whose pretrainings it shows, …
     recipes: tuple[str, ...] = ()  # … those of these recipes, one of each
-    shows_images: bool = False  # takes --images
     fixed: tuple[str, ...] = ()  # options that make it this figure
 
 
@@ -33,7 +32,6 @@ FIGURES = {
         title="SVIB, Fig. 4",
         table="svib/table1",
         recipes=("dino:VIT_SMALL", "svib:VIT_SMALL"),
-        shows_images=True,
     ),
     "imsvd/fig3": Entry(
         module="joint_matrix",
@@ -50,7 +48,6 @@ FIGURES = {
         title="IMSVD, Fig. 4",
         table="imsvd/table1",
         recipes=("imsvd:RESNET50",),
-        shows_images=True,
         fixed=("--no-overlay",),
     ),
     "imsvd/fig5": Entry(
@@ -60,7 +57,6 @@ FIGURES = {
         title="IMSVD, Fig. 5",
         table="imsvd/table1",
         recipes=("imsvd:RESNET50",),
-        shows_images=True,
     ),
     "curves": Entry(
         module="training_curves",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,15 @@ from harness.errors import UserError
 from harness.folders import SUFFIXES, decode
 from harness.photometrics import normalize
 from harness.views import CenterCrop, Pixels
+
+
+def trained_on(recipes: Iterable[Mapping[str, Any] | None]) -> str:
+    """Data set of the first run that names one; ImageNet for weights from elsewhere.
+
+    Args:
+        recipes: Resolved; None for weights from elsewhere.
+    """
+    return next((recipe["dataset"] for recipe in recipes if recipe), "imagenet")
 
 
 def load_pictures(source: str, count: int, size: int) -> Tensor:

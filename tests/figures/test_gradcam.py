@@ -88,7 +88,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def test_a_checkpoint_becomes_a_figure_with_maps_and_one_without(tmp_path):
-    args = {"ckpt": checkpoint(tmp_path), "images": "mnist5k", "among": 20, "count": 3}
+    args = {"ckpt": checkpoint(tmp_path), "among": 20, "count": 3}
     drawn = make(GradCAM(**args, units=(0, 3)))
     axes = drawn.figure.axes
     assert [axes[row * 3].get_ylabel() for row in range(4)] == [
