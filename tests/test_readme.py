@@ -14,6 +14,7 @@ from harness import registry
 from harness.backbone import build_backbone
 from harness.checkpoint import save_backbone
 from harness.recipe import BackboneSpec
+from tests.figures.test_gradcam import checkpoint
 from tests.results import sample
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,10 @@ def test_each_command_of_reproduce_is_understood(command, tmp_path_factory):
     if arguments[0] == "figures":
         said = run([str(ROOT / script), *arguments, f"--out={folder}", f"--runs={folder}"], folder)
         assert "svib/fig4: not drawn: no run of dino:VIT_SMALL" in said
+        return
+    if "--ckpt" in arguments:
+        arguments[arguments.index("--ckpt") + 1] = str(checkpoint(folder))
+        assert ".png" in run([str(ROOT / script), *arguments, f"--out={folder}"], folder)
         return
     if "/fig" in arguments[0]:  # without a finished run there is nothing to draw
         assert "--ckpt" in run([str(ROOT / script), arguments[0], "--help"], folder)
