@@ -121,7 +121,7 @@ def alone(backend: Backend, rows: int, queries: int, width: int) -> timing.Run:
 
 
 def mistakes() -> float:
-    """Share of predictions unlike the formula's in fp64, neighbours as near as fp32 goes."""
+    """Share of predictions that differ from the formula in fp64, neighbours nearly the same."""
     bank, labels, queries = problem(3000, 500, 32)
     bank[:1500] = normalize(bank[:50].repeat(30, 1) + 1e-4 * bank[:1500], dim=1)
     expected = textbook(bank.double(), labels, queries.double())

@@ -134,6 +134,17 @@ def test_newtons_machines_rank_as_those_of_liblinear_at_a_tighter_tolerance():
             assert abs(difference) < 1e-3
 
 
+def test_liblinear_comes_to_newtons_precision_where_it_is_given_the_passes():
+    task = problem()
+    patient = problem(replace(LIBLINEAR, max_iter=1_000_000))
+    hurried = problem(LIBLINEAR)
+    ours, theirs, stopped = (
+        svm.cross_validate(x, (1000.0,), 3, (1, 0))[0] for x in (task, patient, hurried)
+    )
+    assert stopped[1] == 1 and theirs[1] == ours[1] == 0
+    assert abs(ours[0] - theirs[0]) < 1e-3
+
+
 def test_an_svm_that_stops_early_is_counted_and_does_not_warn():
     task = problem(replace(LIBLINEAR, max_iter=3))
     with warnings.catch_warnings(record=True) as caught:

@@ -254,7 +254,7 @@ def test_predictions_on_real_features_equal_an_independent_reference(real):
     with np.load(real / path.stem / "predictions.npz") as found:
         assert np.array_equal(found["labels"], labels["val"])
         # Ours are at the optimum, liblinear's as near to it as its tolerance.
-        assert np.allclose(found["decisions"], scores, rtol=0, atol=2e-5)
+        assert np.allclose(found["decisions"], scores, rtol=0, atol=5e-5)
         reached = mean_vissl(found["decisions"], labels["val"])
     assert Record.load(path).metrics["voc07_map"] == pytest.approx(reached, abs=1e-9)
     assert reached == pytest.approx(mean_vissl(scores, labels["val"]), abs=0.02)
@@ -279,7 +279,7 @@ def test_training_and_test_treat_difficult_images_as_their_settings_say(tmp_path
     for setting, rows in (("negative", truth < 2), ("dropped", truth != 0)):
         machine = vissls(1.0).fit(features[rows], np.where(truth[rows] == 1, 1, -1))
         expected = machine.decision_function(test)
-        assert np.allclose(decisions(difficult_train=setting)[:, 0], expected, atol=1e-5)
+        assert np.allclose(decisions(difficult_train=setting)[:, 0], expected, atol=5e-5)
     with toy_data(noise=250, difficult=0.3):
         dropped = TOY.run(PixelBackbone(), tmp_path)["voc07_map"].value
         negative = replace(TOY, difficult_test="negative").run(PixelBackbone(), tmp_path)
