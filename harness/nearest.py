@@ -23,6 +23,7 @@ Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 QUERY_ROWS = 1024
 BANK_ROWS = 8192
 _GROUP = 8  # similarities whose maximum is looked at before any of them
+_SPARSE = 0.3  # share of a block beyond which picking what passes takes more than sorting all
 _SLACK = 64  # candidates beyond those asked for, among which fp64 finds the right ones
 _RERANK = 2**22  # numbers of candidates' rows that are in fp64 at a time: 32 MiB
 _GRID = 2.0**40  # fp64 similarities are rounded to 2^-40: a thousand times their rounding error
@@ -58,8 +59,8 @@ def search_by(backend: Backend) -> Search:
     return nearest if backend == "torch" else nearest_by_faiss
 
 
-def _passing(block: Tensor, worst: Tensor) -> _Passed:
-    """What exceeds `worst` (q, 1) in a block (q, b)."""
+def _passing(block: Tensor, worst: Tensor) -> _Passed | None:
+    """What exceeds `worst` (q, 1) in a block (q, b); None if that may be a large part of it."""
     b = block.shape[1]
     lanes = math.gcd(b, _GROUP)
     width = b // lanes
@@ -67,6 +68,8 @@ def _passing(block: Tensor, worst: Tensor) -> _Passed:
     # every similarity.
     tops = block.view(len(block), lanes, width).amax(dim=1)
     groups = (tops > worst).view(-1).nonzero().squeeze(1)
+    if len(groups) * lanes > block.numel() * _SPARSE:
+        return None
     rows = groups.div(width, rounding_mode="floor")
     offsets = torch.arange(lanes, device=block.device) * width
     places = (groups + rows * (b - width))[:, None] + offsets
@@ -115,13 +118,23 @@ def nearest(bank: Tensor, queries: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if start == 0:
             worst = _first_threshold(block, keep)
         passed = _passing(block, worst)
-        if len(passed.rows):
+        if passed is None:
+            best, places = _whole(block, start, best, places)
+        elif len(passed.rows):
             values, where = _lined_up(passed, start, best, places)
             best, order = values.topk(keep, dim=1, sorted=False)
             places = where.gather(1, order)
-            worst = best.amin(dim=1, keepdim=True)
+        worst = best.amin(dim=1, keepdim=True)
     best, order = best.sort(dim=1, descending=True)
     return best, places.gather(1, order)
+
+
+def _whole(block: Tensor, start: int, best: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The running top (q, keep) after a block (q, b) of which nothing is left out."""
+    keep = best.shape[1]
+    fresh, columns = block.topk(min(keep, block.shape[1]), dim=1, sorted=False)
+    best, order = torch.cat([best, fresh], dim=1).topk(keep, dim=1, sorted=False)
+    return best, torch.cat([places, columns + start], dim=1).gather(1, order)
 
 
 def _first_threshold(block: Tensor, keep: int) -> Tensor:

@@ -79,7 +79,7 @@ class VOC07SVM(EvalProtocol):
 
         Every process holds the features of all images (4 bytes x images x width) and the inner
         products of trainval's (8 bytes x images²: 200 MB for VOC2007); each worker that solves an
-        SVM copies of these (16 bytes x images²), or with liblinear of features (28 bytes x images
+        SVM copies of these (28 bytes x images²), or with liblinear of features (28 bytes x images
         x width: 1.2 GB at 8,192).
         What is solved is kept below `workdir/svm`. `predictions.npz` holds the decision values:
         `decisions` (test images, classes), low-shot `decisions_k<shots>` (test images, classes,

@@ -106,14 +106,28 @@ def test_newtons_method_arrives_at_the_optimum_of_every_cost():
     assert not machines.unconverged.any()
 
 
-def test_single_precision_factors_are_refined_to_double_precision():
-    random = np.random.default_rng(0)
-    x = random.normal(size=(300, 40))
-    matrix = x @ x.T / 40 + 0.1 * np.eye(300)
-    right = random.normal(size=300)
-    refined = newton._cholesky_solution(matrix, right, 0.1)
-    assert np.abs(matrix @ refined - right).max() < 1e-12
-    assert not np.array_equal(refined, newton._cholesky_solution(matrix, right, 0.01))
+def test_conjugate_gradients_and_cholesky_factors_find_the_same_machines(monkeypatch):
+    task = problem()
+    rows = np.flatnonzero(task.train.signs[:, 0])
+    targets = task.train.signs[rows, 0]
+    exact = task.fit(rows, targets, (0.01, 1.0, 1000.0))
+    monkeypatch.setattr(newton, "_DENSE", 20)
+    calls = []
+    original = newton._System._by_products
+
+    def watched(self, inside, start, tolerance):
+        calls.append((original(self, inside, start, tolerance), self.weights.max()))
+        return calls[-1][0]
+
+    monkeypatch.setattr(newton._System, "_by_products", watched)
+    found = task.fit(rows, targets, (0.01, 1.0, 1000.0))
+    assert np.abs(found.weight - exact.weight).max() < 1e-5 * np.abs(exact.weight).max()
+    assert not found.unconverged.any()
+    assert {cost for solution, cost in calls if solution is not None} >= {0.02, 2.0}
+    # Given one product they get nowhere, and the factor takes over.
+    monkeypatch.setattr(newton, "_MOST_PRODUCTS", 1)
+    again = task.fit(rows, targets, (0.01, 1.0, 1000.0))
+    assert np.abs(again.weight - exact.weight).max() < 1e-9 * np.abs(exact.weight).max()
 
 
 def test_newtons_machines_rank_as_those_of_liblinear_at_a_tighter_tolerance():
