@@ -107,9 +107,8 @@ class Problem:
         """
         from threadpoolctl import threadpool_limits
 
-        with threadpool_limits(
-            1
-        ):  # so that the last bit doesn't depend on how many cores there are
+        # one thread, so that the last bit doesn't depend on how many cores there are
+        with threadpool_limits(1):
             if self.solver.method == "liblinear":
                 return self._by_liblinear(rows, targets, costs)
             return self._by_newton(rows, targets, costs)
