@@ -59,13 +59,13 @@ def _judged(needed: float, has: float, variant: str, site: Site) -> Check:
 def needed_gb(variant: str, backbone: str, processes: int = 1) -> float:
     """Memory of an evaluation with this many processes on one machine, by what they hold.
 
-    Every process of knn holds all features; those of onehot share them. 0 for other protocols.
+    The processes share the features. 0 for protocols that don't hold all of them.
     """
     images = PUBLISHED["imagenet"].train
     features = 4 * images * _WIDTHS.get(backbone, 0) / GB
     match variant.partition(":")[0]:
         case "knn":
-            return processes * (_BESIDE_GB + features)
+            return processes * _BESIDE_GB + features
         case "onehot":
             # the largest probabilities, which exceed a threshold, and that as float64
             largest = (4 + 1 + 8) * images * _VARIABLES / GB

@@ -98,7 +98,8 @@ def submissions(task):
 def test_evaluations_follow_their_own_pretraining_and_the_scheduler_is_asked_once_per_poll(
     tmp_path,
 ):
-    slow = pretraining(tmp_path, "p-slow", steps=30)
+    # ten seconds, within which even a busy machine starts and ends the quick one's jobs
+    slow = pretraining(tmp_path, "p-slow", steps=100)
     quick = pretraining(tmp_path, "p-quick", steps=1)
     tasks = [slow, quick]
     tasks += [evaluation(p, f"e{i}-{p.key}") for p in (slow, quick) for i in range(2)]
