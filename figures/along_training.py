@@ -136,7 +136,8 @@ def draw(found: Sequence[Line], epochs: int) -> Any:
     """
     figure = canvas(5.6, 3.8)
     axes = figure.subplots()
-    for order, (line, colour) in enumerate(zip(found, COLOURS, strict=False)):
+    for order, line in enumerate(found):
+        colour = COLOURS[order % len(COLOURS)]
         run = [point for point in line.points if point.ours is not None]
         ours = [point.ours or 0.0 for point in run]
         spread = [

@@ -190,6 +190,7 @@ def draw(pictures: Tensor, best: dict[Unit, Tensor], maps: dict[Unit, Tensor]) -
         # Units of fewer images than others leave panels over, which are switched off below.
         for axes, image in zip(line, to_show(pictures[rows]), strict=False):
             show_image(axes, image)
+        # As many maps as images, or none where the images are shown alone.
         for axes, heat in zip(line, maps.get(unit, ()), strict=False):
             large = F.interpolate(heat[None, None], pictures.shape[2:], mode="bilinear")[0, 0]
             show_image(axes, large.numpy(), cmap="jet", alpha=0.45, vmin=0)

@@ -162,8 +162,8 @@ class Canvas:
 
     def mean_luma(self) -> float:
         """Mean grey value in [0, 1]."""
-        channels = cv2.mean(self._pixels)
-        mean = sum(weight * channel for weight, channel in zip(LUMA, channels, strict=False))
+        channels = cv2.mean(self._pixels)[:3]  # the fourth is OpenCV's, of no channel
+        mean = sum(weight * channel for weight, channel in zip(LUMA, channels, strict=True))
         factor, grey_share, offset = self._map
         return factor * mean + _LUMA_OF_WHITE * (grey_share * mean + offset)
 

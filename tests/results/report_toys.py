@@ -67,15 +67,7 @@ class Page(HTMLParser):
 def report(scale="paper", changes=None, figures=(), folder=Path("/folder")) -> Report:
     cost = Cost(seconds=7200, processes=8, gpus=8, gpu_hours=16.0, hardware="V100")
     known = {"environment": ENVIRONMENT, "cost": cost, "pretrain_cost": cost} | (changes or {})
-    records = [
-        dataclasses.replace(record, **known)
-        for record in (
-            sample.record("lin1", 70.14),
-            sample.record("lin1b", 70.55),
-            sample.record("older", 58.0, slot="slot-knn1"),
-            sample.record("knn2", 69.36),
-        )
-    ]
+    records = [dataclasses.replace(record, **known) for record in sample.records()]
     findings = Findings(
         records={r.key: r for r in records}, failures={"lin2": "the loss <i>isn't</i> finite"}
     )

@@ -100,3 +100,13 @@ def record(key: str, value: float, slot: str | None = None) -> Record:
         seconds=5.0,
         pretrain_seconds=20.0,
     )
+
+
+def records() -> list[Record]:
+    """A cell on two seeds, one that is stale, and one on one seed."""
+    return [
+        record("lin1", 70.14),
+        record("lin1b", 70.55),
+        record("older", 58.0, slot="slot-knn1"),
+        record("knn2", 69.36),
+    ]

@@ -17,12 +17,7 @@ SCALES = {
 
 
 def drawing(scale: str, folder: Path) -> Drawing:
-    records = [
-        sample.record("lin1", 70.14),
-        sample.record("lin1b", 70.55),
-        sample.record("older", 58.0, slot="slot-knn1"),
-        sample.record("knn2", 69.36),
-    ]
+    records = sample.records()
     findings = Findings(
         records={r.key: r for r in records}, failures={"lin2": "the loss | isn't finite"}
     )
