@@ -102,7 +102,7 @@ def open_coco(dataset: str, split: Split) -> CocoSplit:
 
     Args:
         dataset: A folder with `train2017/`, `val2017/` and `annotations/instances_*.json`, by its
-            path or by its name below DATA_ROOT (`coco`, `coco-mini`).
+            path or by its name below DATA_ROOT (`coco`); or the bundled `mnist5k-scenes`.
         split: "train" or "val".
 
     Raises:

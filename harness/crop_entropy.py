@@ -8,8 +8,9 @@ their mean prototype pu = sum_k p_k u_k, and zs the sum of an image's other stud
     sum over pairs of -sum_k p_k log softmax(s)_k = sum of log-sum-exp(s) - <zs, pu> / temperature,
 
 so that a pass over the logits is their exponential and its sum. In the backward pass each row's
-normaliser multiplies the small factor of a product instead of the logits. Each chunk has its own
-maximum per row, so that no bound on logits is needed and a learnt gain may grow.
+normaliser multiplies the small factor of a product instead of the logits. Unit rows and prototypes
+bound the logits by 1 / temperature, so that exponentials are taken as they are; where a learnt gain
+may grow, each chunk has its own maximum per row.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from torch.autograd.function import once_differentiable
 # Exponentials of logits are kept for the backward pass up to this size, and recomputed beyond. A
 # constant, as free memory would make the last bits of a run depend on the machine's other work.
 KEPT_BYTES = 1 << 30
-_COLUMNS = {"cpu": 1024, "cuda": 8192}  # prototypes at a time
+_COLUMNS = {"cpu": 512, "cuda": 8192}  # prototypes at a time: on a CPU what stays in its cache
+_BOUND = 32.0  # of logits whose exponentials, and sums of millions of them, fit single precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def crop_entropy(
     teacher's distributions, always.
 
     Args:
-        student: (V, n, d), the teacher's crops first.
+        student: Rows no longer than 1 (V, n, d), the teacher's crops first.
         teacher: (T, n, K) distributions, rows sum to 1; or, with a teacher temperature,
             (T, n, d) rows that share the prototypes. Gets no gradient.
         weight: (K, d); normalised here, row by row.
@@ -112,7 +114,7 @@ class _Bank(NamedTuple):
 class _Walked(NamedTuple):
     """What the walk over prototypes leaves for the backward pass."""
 
-    tops: Tensor  # (chunks, R) largest logit of each row in each chunk
+    tops: Tensor  # (chunks, R) largest logit of each row in each chunk; zeros if bounded
     log_sums: Tensor  # (R,) log-sum-exp of each row
     targets_rows: Tensor  # pu, (Q, d)
     kept: list[Tensor]  # exp(s - top) of each chunk, (R, c)
@@ -136,7 +138,8 @@ class _CropEntropy(torch.autograd.Function):
         z2, targets, log_sums = teacher.flatten(0, 1), teacher.flatten(0, 1), None
         if how.teacher_temperature is not None:
             targets, log_sums = _posterior(z2, bank, how.teacher_temperature)
-        walked = _walk(z, targets, bank, how.student_temperature, keep=keep)
+        bounded = gain is None and 1 / how.student_temperature <= _BOUND
+        walked = _walk(z, targets, bank, how, keep=keep, bounded=bounded)
         others, counts = _other_crops(student, len(teacher))
         pairs = len(teacher) * (crops - 1) * student.shape[1]
         together = (others * walked.targets_rows).sum() / how.student_temperature
@@ -148,7 +151,7 @@ class _CropEntropy(torch.autograd.Function):
             kl = math.log(len(weight)) + (along - log_sums).mean()
         if gradients:
             ctx.how, ctx.shape, ctx.kept = how, student.shape, walked.kept
-            ctx.given_gain, ctx.pairs = gain is not None, pairs
+            ctx.given_gain, ctx.pairs, ctx.bounded = gain is not None, pairs, bounded
             small = (*walked[:3], others, counts)
             ctx.save_for_backward(z, z2, targets, *bank, *small)
             ctx.set_materialize_grads(False)
@@ -177,7 +180,7 @@ class _CropEntropy(torch.autograd.Function):
                     powers = ctx.kept[i]
                 else:
                     powers = _logits(z, rows, how.student_temperature, space)
-                    powers.sub_(tops[i, :, None]).exp_()
+                    powers = powers.exp_() if ctx.bounded else powers.sub_(tops[i, :, None]).exp_()
                 by_z.addcmul_(powers @ rows, weights[i, :, None])
                 by_rows = powers.T @ (z * weights[i, :, None])
                 by_rows.addmm_(targets[:, columns].T, others * -by_product)
@@ -239,7 +242,9 @@ def _posterior(z: Tensor, bank: _Bank, temperature: float) -> tuple[Tensor, Tens
     return logits.div_(sums), (top + sums.log()).squeeze(1)
 
 
-def _walk(z: Tensor, targets: Tensor, bank: _Bank, temperature: float, *, keep: bool) -> _Walked:
+def _walk(
+    z: Tensor, targets: Tensor, bank: _Bank, how: CropEntropy, *, keep: bool, bounded: bool
+) -> _Walked:
     """All of the forward pass that needs the prototypes."""
     targets_rows = targets.new_zeros((len(targets), z.shape[1]))
     tops, sums, kept = [], [], []
@@ -247,9 +252,14 @@ def _walk(z: Tensor, targets: Tensor, bank: _Bank, temperature: float, *, keep: 
     for columns in _chunks(bank.weight):
         rows = bank.rows(columns)
         targets_rows.addmm_(targets[:, columns], rows)
-        powers = _logits(z, rows, temperature, z.new_empty(len(z) * len(rows)) if keep else space)
-        tops.append(powers.amax(dim=1))
-        sums.append(powers.sub_(tops[-1][:, None]).exp_().sum(dim=1))
+        room = z.new_empty(len(z) * len(rows)) if keep else space
+        powers = _logits(z, rows, how.student_temperature, room)
+        if bounded:
+            tops.append(powers.new_zeros(len(z)))
+        else:
+            tops.append(powers.amax(dim=1))
+            powers.sub_(tops[-1][:, None])
+        sums.append(powers.exp_().sum(dim=1))
         if keep:
             kept.append(powers)
     top = torch.stack(tops)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness import bundles, draws, voc
+from harness import bundles, draws, scenes, voc
 from harness.errors import UserError
 from harness.folders import Listing, decode, list_split
 from harness.pixelcache import cached_pixels
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Split = Literal["train", "val"]
-NAMES = ("imagenet", "imagenet100", "cifar10", "mnist5k", "places205", "voc07")
+NAMES = ("imagenet", "imagenet100", "cifar10", "mnist5k", scenes.NAME, "places205", "voc07")
 _HOW_TO_GET = {
     "imagenet": (
         "register at image-net.org, unpack ILSVRC2012 there as train/<wnid>/ and val/<wnid>/"
@@ -95,7 +95,7 @@ def open_split(dataset: str, split: Split) -> ImageSet:
     """Open a split of a data set by its name.
 
     Args:
-        dataset: `mnist5k` (bundled), `cifar10`, `imagenet`, `imagenet100`, `places205` or `voc07`
+        dataset: `mnist5k` and `mnist5k-scenes` (bundled), `cifar10`, `imagenet`, `imagenet100`, `places205` or `voc07`
             (below DATA_ROOT), or a folder with `train/<class>/` and `val/<class>/` or with VOC's
             `ImageSets/Main`, by its path or by its name below DATA_ROOT. With `@10000` behind it,
             10,000 images of train drawn once and for all; val stays whole. VOC's train is
@@ -115,6 +115,7 @@ def open_split(dataset: str, split: Split) -> ImageSet:
         "imagenet100": lambda part: _open_folder("imagenet100", _find_named("imagenet100"), part),
         "places205": lambda part: _open_folder("places205", _find_named("places205"), part),
         "voc07": lambda part: _open_folder("voc07", voc.find_voc07(_data_root("voc07")), part),
+        scenes.NAME: lambda part: _open_folder(scenes.NAME, scenes.folder(), part),
     }
     name, at, count = dataset.rpartition("@")
     if at and count.isdigit():
@@ -167,6 +168,8 @@ def _is_split_folder(folder: Path) -> bool:
 def find_folder(dataset: str, wanted: Sequence[str], advice: str) -> Path:
     """Folder of a data set that has its own layout, by its path or by its name below DATA_ROOT.
 
+    The bundled scenes have one too.
+
     Args:
         dataset: The path or the name.
         wanted: What the folder has to hold, relative to it.
@@ -175,6 +178,8 @@ def find_folder(dataset: str, wanted: Sequence[str], advice: str) -> Path:
     Raises:
         UserError: No such folder, or a part is missing.
     """
+    if dataset == scenes.NAME:
+        return scenes.folder()
     given = Path(dataset).expanduser()
     places = [given]
     if not given.is_absolute() and (os.environ.get("DATA_ROOT") or not given.is_dir()):
@@ -189,7 +194,7 @@ def find_folder(dataset: str, wanted: Sequence[str], advice: str) -> Path:
 
 
 def locate(dataset: str) -> Path | None:
-    """Folder that a data set's splits are read from; None for one that comes in a package.
+    """Folder that a data set's splits are read from; None for one that is no folder.
 
     Raises:
         UserError: It isn't there; the text says what was looked for, where, and how to get it.
@@ -199,6 +204,8 @@ def locate(dataset: str) -> Path | None:
         return locate(name)
     if dataset == "mnist5k":
         return None
+    if dataset == scenes.NAME:
+        return scenes.folder()
     if dataset == "voc07":
         return voc.find_voc07(_data_root(dataset))
     if dataset == "cifar10":

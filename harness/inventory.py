@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import bundles, coco, data, voc
+from harness import bundles, coco, data, scenes, voc
 from harness.errors import UserError
 from harness.folders import SUFFIXES, decode_pixels
 
@@ -78,6 +78,12 @@ PUBLISHED = {
         range="airplane … truck",
     ),
     "mnist5k": Published(train=4_000, val=1_000, classes=10, order=order_of("0123456789")),
+    scenes.NAME: Published(
+        train=scenes.IMAGES["train"],
+        val=scenes.IMAGES["val"],
+        classes=10,
+        order=order_of([str(number + 1) for number in range(10)]),
+    ),
 }
 
 

@@ -25,6 +25,7 @@ from harness.data import ImageSet
 from harness.draws import permutation
 from harness.errors import UserError
 from harness.photometrics import normalize
+from harness.streams import made_aside
 from harness.views import CenterCrop, Pixels, View
 
 MOST_WORKERS = 16  # per process
@@ -32,8 +33,8 @@ MOST_WORKERS = 16  # per process
 # advance (two pieces each) stays small whatever the batch size.
 _PIECE = 32
 
-Maker = Callable[[np.ndarray], list[Tensor]]
-Finisher = Callable[[list[Tensor], np.ndarray], list[Tensor]]
+Maker = Callable[[np.ndarray], list[Tensor]]  # of some images, where they lie or in a worker
+Finisher = Callable[[list[Tensor], np.ndarray], list[Tensor]]  # of a whole step, on the device
 
 
 class Batch(NamedTuple):
@@ -125,13 +126,13 @@ def train_batches(
     steps = [step for step in steps if len(step)]  # the last one need not reach every rank
     draw = {"views": tuple(views), "seed": seed, "epoch": epoch}
     if data.images is not None:
-        yield from _deliver(data, steps, partial(_views_in_memory, data.images, plan.device, draw))
-        return
-    if plan.device == "cpu":  # the workers colour too
-        yield from _from_files(data, steps, partial(_views_of_files, data, draw), _unchanged, plan)
+        batches = _deliver(data, steps, partial(_picked, data.images), partial(_views, draw), plan)
+    elif plan.device == "cpu":  # the workers colour too
+        batches = _from_files(data, steps, partial(_views_of_files, data, draw), _unchanged, plan)
     else:
-        cut, finish = partial(_cut_files, data, draw), partial(_colour, plan.device, draw)
-        yield from _from_files(data, steps, cut, finish, plan)
+        cut, finish = partial(_cut_files, data, draw), partial(_colour, draw)
+        batches = _from_files(data, steps, cut, finish, plan)
+    yield from made_aside(batches, plan.device)
 
 
 def _steps(
@@ -174,12 +175,9 @@ def eval_batches(
     mine = _pool(data, plan)[plan.rank :: plan.world]
     starts = range(plan.start_step * batch_size, len(mine), batch_size)
     steps = [mine[start : start + batch_size] for start in starts]
-    make = partial(_centres, data, transform)
-    finish = partial(_normalize, plan.device, pixels)
-    if data.images is not None:
-        yield from _deliver(data, steps, _Chain(make, finish))
-    else:
-        yield from _from_files(data, steps, make, finish, plan)
+    deliver = _from_files if data.images is None else _deliver
+    make, finish = partial(_centres, data, transform), partial(_normalize, pixels)
+    yield from made_aside(deliver(data, steps, make, finish, plan), plan.device)
 
 
 def _pool(data: ImageSet, plan: Plan) -> np.ndarray:
@@ -193,14 +191,20 @@ def _batch(data: ImageSet, views: list[Tensor], indices: np.ndarray) -> Batch:
     return Batch(views, labels, torch.from_numpy(indices.copy()))
 
 
-def _deliver(data: ImageSet, steps: list[np.ndarray], make: Maker) -> Iterator[Batch]:
+def _deliver(
+    data: ImageSet, steps: list[np.ndarray], make: Maker, finish: Finisher, plan: Plan
+) -> Iterator[Batch]:
     """Batches made in this process: sets in memory are augmented faster than they are sent."""
-    for indices in steps:
-        yield _batch(data, make(indices), indices)
+    for step in steps:
+        yield _batch(data, finish(_joined([make(step)], plan.device), step), step)
 
 
-def _views_in_memory(images: Tensor, device: str, draw: dict, indices: np.ndarray) -> list[Tensor]:
-    return augment(images[torch.from_numpy(indices)].to(device), indices, **draw)
+def _picked(images: Tensor, indices: np.ndarray) -> list[Tensor]:
+    return [images[torch.from_numpy(indices)]]
+
+
+def _views(draw: dict, images: list[Tensor], indices: np.ndarray) -> list[Tensor]:
+    return augment(images[0], indices, **draw)
 
 
 def _views_of_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:
@@ -212,8 +216,8 @@ def _cut_files(data: ImageSet, draw: dict, indices: np.ndarray) -> list[Tensor]:
     return crop_views([data.load(index) for index in indices.tolist()], indices, **draw)
 
 
-def _colour(device: str, draw: dict, crops: list[Tensor], indices: np.ndarray) -> list[Tensor]:
-    return colour([crop.to(device, non_blocking=True) for crop in crops], indices, **draw)
+def _colour(draw: dict, crops: list[Tensor], indices: np.ndarray) -> list[Tensor]:
+    return colour(crops, indices, **draw)
 
 
 def _centres(data: ImageSet, transform: CenterCrop, indices: np.ndarray) -> list[Tensor]:
@@ -222,23 +226,12 @@ def _centres(data: ImageSet, transform: CenterCrop, indices: np.ndarray) -> list
     return [torch.stack([center_crop(data.load(index), transform) for index in indices.tolist()])]
 
 
-def _normalize(device: str, pixels: Pixels, crops: list[Tensor], _: np.ndarray) -> list[Tensor]:
-    return [normalize(crops[0].to(device, non_blocking=True).float().div_(255), pixels)]
+def _normalize(pixels: Pixels, crops: list[Tensor], _: np.ndarray) -> list[Tensor]:
+    return [normalize(crops[0].float().div_(255), pixels)]
 
 
 def _unchanged(views: list[Tensor], _: np.ndarray) -> list[Tensor]:
     return views
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """A maker and its finisher as one maker (a class, so that it can be sent to a worker)."""
-
-    make: Maker
-    finish: Finisher
-
-    def __call__(self, indices: np.ndarray) -> list[Tensor]:
-        return self.finish(self.make(indices), indices)
 
 
 class _Pieces(Dataset[list[Tensor] | UserError]):
@@ -274,13 +267,20 @@ def _from_files(
     )
     made = iter(loader)
     for step, parts in zip(steps, split, strict=True):
-        finished = []
-        for piece in parts:
-            item = next(made)
-            if isinstance(item, UserError):
-                raise item
-            finished.append(finish(item, piece))
-        yield _batch(data, [torch.cat(view) for view in zip(*finished, strict=True)], step)
+        pieces = [_checked(next(made)) for _ in parts]
+        yield _batch(data, finish(_joined(pieces, plan.device), step), step)
+
+
+def _checked(piece: list[Tensor] | UserError) -> list[Tensor]:
+    if isinstance(piece, UserError):
+        raise piece
+    return piece
+
+
+def _joined(pieces: list[list[Tensor]], device: str) -> list[Tensor]:
+    """A step's views on the device, of its pieces'."""
+    moved = [[view.to(device, non_blocking=True) for view in piece] for piece in pieces]
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*moved, strict=True)]
 
 
 def _one_thread(_: int) -> None:

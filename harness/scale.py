@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import scenes
 from harness.errors import UserError
 from harness.protocol import EvalProtocol
 from harness.recipe import BackboneSpec, MethodConfig, Optim, Recipe
@@ -26,6 +27,7 @@ class Scale:
     name: str
     about: str  # one line for headings and --help
     dataset: str = "imagenet"
+    several: str = "voc07"  # data set of images that show several classes
     image_size: int = 224
     crop_sizes: dict[int, int] | None = None  # paper's crop side → this scale's
     local_crops: int = 10  # at most
@@ -129,6 +131,7 @@ SCALES = {
             name="demo",
             about="5,000 MNIST digits, tiny networks, 1 in 200 epochs: minutes on CPU",
             dataset="mnist5k",
+            several=scenes.NAME,
             image_size=32,
             crop_sizes=_CROPS,
             local_crops=2,

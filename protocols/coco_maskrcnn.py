@@ -65,11 +65,13 @@ class CocoMaskRCNN(DetectorTraining, EvalProtocol):
         return {split.split: split.describe() for split in open_coco_pair(self.dataset)}
 
     def scaled(self, scale: Scale) -> Self:
-        """A few steps of torchvision's engine on small images of COCO-mini: shows that it runs."""
+        """A few steps of torchvision's engine on scenes of digits: shows that it runs."""
+        from harness import scenes
+
         side = 3 * scale.image_size
         return replace(
             self,
-            dataset="coco-mini",
+            dataset=scenes.NAME,
             engine="torchvision",
             iterations=60,
             milestones=(40, 54),

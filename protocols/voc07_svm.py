@@ -265,15 +265,17 @@ class VOC07SVM(EvalProtocol):
         return {metric.name: value for metric, value in zip(self.metrics, found, strict=True)}
 
     def scaled(self, scale: Scale) -> Self:
-        """The same SVMs on VOC2007 at the scale's image size, on the mean of the map.
+        """The same SVMs at the scale's image size, on the mean of the map.
 
-        There is no smaller data set of this kind to put in its place, and VISSL's pooling fits
-        maps of 224 px images alone.
+        VISSL's pooling fits maps of 224 px images alone.
         """
         size = scale.image_size
         resize = size if self.transform.resize else 0
         return replace(
-            self, transform=replace(self.transform, resize=resize, size=size), pool="mean"
+            self,
+            dataset=scale.several,
+            transform=replace(self.transform, resize=resize, size=size),
+            pool="mean",
         )
 
 

@@ -92,9 +92,11 @@ def ground_truth(annotations: Path) -> list[dict[str, Any]]:
     for one in content["annotations"]:
         if not one["iscrowd"]:
             size = sizes[one["image_id"]]
-            mask: Any = rle.merge(rle.frPyObjects(one["segmentation"], *size))
+            segmentation: Any = one["segmentation"]
+            if isinstance(segmentation, list):
+                mask: Any = rle.merge(rle.frPyObjects(segmentation, *size))
+                segmentation = mask | {"counts": mask["counts"].decode()}
             kept = {name: one[name] for name in ("image_id", "category_id", "bbox")}
-            segmentation = mask | {"counts": mask["counts"].decode()}
             found.append(kept | {"score": 1.0, "segmentation": segmentation})
     return found
 

@@ -200,3 +200,25 @@ def test_a_corrupt_image_stops_the_epoch_with_one_sentence_that_names_it(tmp_pat
     data = open_split(str(tmp_path), "train")
     with pytest.raises(UserError, match=r"^[^\n]*train/b/1\.jpg is not a readable image[^\n]*$"):
         epoch(data, Plan(workers=workers), batch_size=2)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_a_gpu_busy_with_a_step_gets_the_views_of_an_idle_one(kind, folder):
+    data = in_memory() if kind == "memory" else open_split(str(folder), "train")
+    plan = Plan(device="cuda", workers=2)
+    expected = []
+    for batch in train_batches(data, RECIPE, seed=0, epoch=3, batch_size=8, plan=plan):
+        torch.cuda.synchronize()
+        expected.append([view.cpu() for view in batch.views])
+    weight = torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for batch in train_batches(data, RECIPE, seed=0, epoch=3, batch_size=8, plan=plan):
+        for _ in range(20):  # the next batches are made meanwhile
+            weight = weight @ weight / weight.norm()
+        sums.append([view.double().sum() for view in batch.views])
+    for found, views_ in zip(sums, expected, strict=True):
+        assert [x.item() for x in found] == pytest.approx([v.double().sum().item() for v in views_])

@@ -90,9 +90,9 @@ def test_the_variants_are_the_papers_settings():
     assert fingerprint(MOCO_C4) != fingerprint(replace(MOCO_C4, engine="torchvision"))
 
 
-def test_a_smaller_scale_is_torchvisions_engine_on_coco_mini():
+def test_a_smaller_scale_is_torchvisions_engine_on_scenes_of_digits():
     demo = VARIANTS["barlow_twins_c4"].scaled(SCALES["demo"])
-    assert (demo.engine, demo.dataset, demo.model) == ("torchvision", "coco-mini", "c4")
+    assert (demo.engine, demo.dataset, demo.model) == ("torchvision", "mnist5k-scenes", "c4")
     assert (demo.test_side, demo.iterations, demo.lr) == (128, 60, 0.03 / 4)
     assert demo.milestones[-1] < demo.iterations
 

@@ -334,14 +334,14 @@ def test_squashing_is_within_one_grey_level_of_torchvisions_two_resizes(resize):
     assert ours.shape == (3, 33, 33) and difference.abs().max() <= 1
 
 
-def test_another_scale_changes_image_size_and_pooling_alone():
-    demo = voc07_svm.VISSL.scaled(SCALES["demo"])
-    side = SCALES["demo"].image_size
-    assert demo == replace(
-        voc07_svm.VISSL,
-        transform=replace(voc07_svm.SQUASH, resize=side, size=side),
-        pool="mean",
-    )
+def test_another_scale_changes_images_and_pooling_alone():
+    for name, dataset in (("cifar10", "voc07"), ("demo", "mnist5k-scenes")):
+        assert voc07_svm.VISSL.scaled(SCALES[name]) == replace(
+            voc07_svm.VISSL,
+            dataset=dataset,
+            transform=replace(voc07_svm.SQUASH, resize=32, size=32),
+            pool="mean",
+        )
     assert voc07_svm.LOW_SHOT.scaled(SCALES["demo"]).transform.resize == 0
 
 
