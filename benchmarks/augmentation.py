@@ -10,7 +10,6 @@ photographs of `imagenet-samples` below DATA_ROOT, or else noise of the same siz
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 import tempfile
@@ -24,7 +23,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from benchmarks.timing import Comparison, compare, show
+from benchmarks import timing
+from benchmarks.timing import Claim
 from harness import views
 from harness.augment import augment
 from harness.cpu_views import views_on_cpu
@@ -38,6 +38,8 @@ try:
 except ImportError:
     lightly = None
 
+_PILLOW = "Pillow pipeline"
+_DECODING = "decoding alone"
 _MODES = {
     "bicubic": transforms.InterpolationMode.BICUBIC,
     "bilinear": transforms.InterpolationMode.BILINEAR,
@@ -115,47 +117,48 @@ def from_files_by_pillow(paths: list[Path], pipelines: list) -> list[Tensor]:
     return drawn
 
 
-def compare_in_memory(small: int, repetitions: int) -> list[Comparison]:
+def in_memory(small: int, repetitions: int) -> list[Claim]:
     """Views of 32 px images against torchvision's."""
     images = torch.randint(0, 256, (small, 3, 32, 32), dtype=torch.uint8)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     indices = np.arange(small)
-    comparisons = []
+    claims = []
     for case, view in (
         ("32 px in memory, no blur", View(size=32)),
         ("32 px in memory, blur and solarize", View(size=32, blur_p=0.5, solarize_p=0.2)),
     ):
         pipeline = pillow_pipeline(view)
-        comparisons.append(
-            compare(
-                case,
-                "Pillow, views",
-                lambda v=view: augment(images, indices, [v], seed=0, epoch=0),
-                lambda p=pipeline: [p(picture) for picture in pictures],
-                items=small,
-                repetitions=repetitions,
-            )
-        )
-    return comparisons
+        runs: dict[str, timing.Run] = {
+            "ours": lambda v=view: augment(images, indices, [v], seed=0, epoch=0),
+            _PILLOW: lambda p=pipeline: [p(picture) for picture in pictures],
+        }
+        times = timing.interleaved(runs, repetitions=repetitions)
+        name = f"{small:,} views, {case}"
+        claims.append(timing.claim(name, times, _PILLOW, speed=True, must=6, stretch=12))
+    return claims
 
 
-def compare_files(
-    case: str, paths: list[Path], recipe: tuple[View, ...], theirs: Callable | None, times: int
-) -> list[Comparison]:
+def of_files(
+    case: str,
+    paths: list[Path],
+    recipe: tuple[View, ...],
+    theirs: Callable | None,
+    *,
+    stretch: float,
+    repetitions: int,
+) -> list[Claim]:
     """Views of JPEGs against Pillow's pipelines, lightly's and decoding alone."""
-    peers = {
-        "Pillow, images": partial(
-            from_files_by_pillow, paths, [pillow_pipeline(view) for view in recipe]
-        ),
-        "decoding alone, the bound": lambda: [decode(path) for path in paths],
+    runs: dict[str, timing.Run] = {
+        "ours": partial(from_files, paths, recipe),
+        _PILLOW: partial(from_files_by_pillow, paths, [pillow_pipeline(view) for view in recipe]),
+        _DECODING: lambda: [decode(path) for path in paths],
     }
     if theirs is not None:
-        peers["lightly, images"] = partial(from_files_by_pillow, paths, [theirs])
-    ours = partial(from_files, paths, recipe)
-    return [
-        compare(case, peer, ours, run, items=len(paths), repetitions=times)
-        for peer, run in peers.items()
-    ]
+        runs["lightly"] = partial(from_files_by_pillow, paths, [theirs])
+    times = timing.interleaved(runs, repetitions=repetitions)
+    claims = [timing.claim(case, times, _PILLOW, speed=True, must=3, stretch=stretch)]
+    claims += [timing.claim(case, times, "lightly", speed=True)] if "lightly" in runs else []
+    return [*claims, timing.claim(case, times, _DECODING)]
 
 
 def lightly_transforms() -> tuple[Callable | None, Callable | None]:
@@ -174,35 +177,25 @@ def lightly_transforms() -> tuple[Callable | None, Callable | None]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = timing.options(__doc__)
     torch.set_num_threads(1)
-    times, small, count = (1, 64, 2) if options.quick else (7, 1024, 24)
-    comparisons = compare_in_memory(small, times)
+    repetitions, small, count = (1, 64, 2) if options.quick else (7, 1024, 24)
+    claims = in_memory(small, repetitions)
     two_views, multicrop = lightly_transforms()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            kind, paths = "photograph", photographs(count)
+            kind, paths = "photographs", photographs(count)
         except UserError:
-            kind, paths = "noise", noise(Path(folder), count)
-        comparisons.append(
-            compare(
-                f"JPEG ({kind}) decoded",
-                "Pillow, images",
-                lambda: [decode(path) for path in paths],
-                lambda: [open_with_pillow(path) for path in paths],
-                items=len(paths),
-                repetitions=times,
-            )
-        )
-        for case, recipe, theirs in (
-            (f"JPEG ({kind}) to 2 × 224", views.ASYMMETRIC, two_views),
-            (f"JPEG ({kind}) to 2 × 224 + 10 × 96", views.DINO_VIT, multicrop),
+            kind, paths = "JPEGs of noise", noise(Path(folder), count)
+        for case, recipe, theirs, stretch in (
+            ("2 × 224", views.ASYMMETRIC, two_views, 5),
+            ("2 × 224 + 10 × 96", views.DINO_VIT, multicrop, 6),
         ):
-            comparisons += compare_files(case, paths, recipe, theirs, times)
-    show(comparisons, as_json=options.json)
+            name = f"{count} {kind} to {case}"
+            claims += of_files(
+                name, paths, recipe, theirs, stretch=stretch, repetitions=repetitions
+            )
+    timing.show_claims(claims, as_json=options.json)
 
 
 if __name__ == "__main__":

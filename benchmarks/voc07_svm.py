@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import joblib
 import numpy as np
@@ -99,15 +100,14 @@ def main() -> None:
     timing.show_claims(claims, as_json=options.json)
 
 
-def solve_two(
-    problem: Problem, number: int, workers: joblib.Parallel | None = None
-) -> np.ndarray:
+def solve_two(problem: Problem, number: int, workers: joblib.Parallel | None = None) -> np.ndarray:
     """Cross-validation of a class on two folds: (folds, costs, 2); see `svm.cross_validate`."""
     solve = partial(svm.cross_validate, problem, COSTS, _FOLDS)
     tasks = [(number, fold) for fold in range(_AT_ONCE)]
     if workers is None:
         return np.stack([solve(task) for task in tasks])
-    return np.stack(list(workers(joblib.delayed(solve)(task) for task in tasks)))  # pyright: ignore[reportArgumentType]
+    found: Any = workers(joblib.delayed(solve)(task) for task in tasks)
+    return np.stack(found)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ uint8. Both use Pillow's antialiased filters, which stop at the border of the cr
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from harness.views import CenterCrop, Interpolation, View
 
 TRIES = 10
 BOX_SLOTS = 2 * TRIES + 2  # uniforms that `draw_boxes` reads per image
+_TABLED = 40  # pixels of a side up to which a table of resampling weights is kept: 10 MB at 40
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
@@ -107,6 +109,26 @@ def resampling_matrices(
     return weights / weights.sum(dim=2, keepdim=True)
 
 
+def _weights(
+    start: Tensor, length: Tensor, side: int, size: int, interpolation: Interpolation
+) -> Tensor:
+    """`resampling_matrices` of integers (n,): of short lines out of a table of all there can be."""
+    if side > _TABLED:
+        return resampling_matrices(start.float(), length.float(), side, size, interpolation)
+    table = _every_stretch(side, size, interpolation, start.device)
+    return table.index_select(0, start * side + length - 1)
+
+
+@lru_cache(maxsize=16)
+def _every_stretch(
+    side: int, size: int, interpolation: Interpolation, device: torch.device
+) -> Tensor:
+    """Of each start and each length of a line: (side * side, size, side)."""
+    places = torch.arange(side * side, device=device)
+    start, length = places.div(side, rounding_mode="floor"), places % side + 1
+    return resampling_matrices(start.float(), length.float(), side, size, interpolation)
+
+
 def crop_batch(images: Tensor, boxes: np.ndarray, view: View) -> Tensor:
     """Crop and resample images of one size.
 
@@ -122,9 +144,9 @@ def crop_batch(images: Tensor, boxes: np.ndarray, view: View) -> Tensor:
     if n == 1:  # a batch of one takes another matrix product, which rounds differently
         return crop_batch(images.repeat(2, 1, 1, 1), boxes.repeat(2, axis=0), view)[:1]
     size = view.size
-    box = torch.from_numpy(boxes).to(images.device, torch.float32)
-    rows = resampling_matrices(box[:, 0], box[:, 2], height, size, view.interpolation)
-    columns = resampling_matrices(box[:, 1], box[:, 3], width, size, view.interpolation)
+    top, left, lines, across = torch.from_numpy(boxes).to(images.device).unbind(1)
+    rows = _weights(top, lines, height, size, view.interpolation)
+    columns = _weights(left, across, width, size, view.interpolation)
     narrow = torch.bmm(images.view(n, height * 3, width), columns.mT)
     narrow.clamp_(0, 255)  # as Pillow, whose first pass ends in 8 bits
     crops = torch.bmm(rows, narrow.view(n, height, 3 * size)).view(n, size, 3, size)

@@ -95,11 +95,11 @@ def open_split(dataset: str, split: Split) -> ImageSet:
     """Open a split of a data set by its name.
 
     Args:
-        dataset: `mnist5k` and `mnist5k-scenes` (bundled), `cifar10`, `imagenet`, `imagenet100`, `places205` or `voc07`
-            (below DATA_ROOT), or a folder with `train/<class>/` and `val/<class>/` or with VOC's
-            `ImageSets/Main`, by its path or by its name below DATA_ROOT. With `@10000` behind it,
-            10,000 images of train drawn once and for all; val stays whole. VOC's train is
-            trainval, its val is test.
+        dataset: `mnist5k` and `mnist5k-scenes` (bundled), `cifar10`, `imagenet`, `imagenet100`,
+            `places205` or `voc07` (below DATA_ROOT), or a folder with `train/<class>/` and
+            `val/<class>/` or with VOC's `ImageSets/Main`, by its path or by its name below
+            DATA_ROOT. With `@10000` behind it, 10,000 images of train drawn once and for all; val
+            stays whole. VOC's train is trainval, its val is test.
         split: "train" or "val".
 
     Raises:

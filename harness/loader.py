@@ -279,8 +279,10 @@ def _checked(piece: list[Tensor] | UserError) -> list[Tensor]:
 
 def _joined(pieces: list[list[Tensor]], device: str) -> list[Tensor]:
     """A step's views on the device, of its pieces'."""
-    moved = [[view.to(device, non_blocking=True) for view in piece] for piece in pieces]
-    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*moved, strict=True)]
+    return [
+        torch.cat([part.to(device, non_blocking=True) for part in parts])
+        for parts in zip(*pieces, strict=True)
+    ]
 
 
 def _one_thread(_: int) -> None:

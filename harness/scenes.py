@@ -22,7 +22,7 @@ IMAGES = {"train": 200, "val": 100}
 CLASSES = tuple("0123456789")  # COCO's ids are one more: its 0 is the background
 _VERSION = 1  # of what is drawn
 _VOC_PARTS = {"train": "trainval", "val": "test"}
-# Scenes are wide or tall, six cells of 42 x 48 pixels or 48 x 42, of which two to four hold a digit.
+# Scenes are wide or tall: six cells of 42 x 48 pixels or 48 x 42, digits in two to four of them.
 _CELLS = (2, 3)
 _CELL = (48, 42)
 _DIGITS = (2, 4)
@@ -131,9 +131,7 @@ def _instances(names: list[str], scenes: list[Scene]) -> dict[str, Any]:
     images, objects = [], []
     for number, (name, scene) in enumerate(zip(names, scenes, strict=True)):
         height, width = scene.pixels.shape
-        images.append(
-            {"id": number, "file_name": f"{name}.jpg", "height": height, "width": width}
-        )
+        images.append({"id": number, "file_name": f"{name}.jpg", "height": height, "width": width})
         for digit, mask in zip(scene.digits, scene.masks, strict=True):
             code: Any = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
             objects.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ def made_aside(batches: Iterator[B], device: str) -> Iterator[B]:
     if not device.startswith("cuda"):
         yield from batches
         return
-    aside = torch.cuda.Stream(device)
+    aside = _stream(device)
     while True:
         with torch.cuda.stream(aside):
             batch = next(batches, None)
@@ -37,6 +38,12 @@ def made_aside(batches: Iterator[B], device: str) -> Iterator[B]:
                 # else the allocator gives its memory to the next batch while the step still reads
                 tensor.record_stream(current)
         yield batch
+
+
+@functools.cache
+def _stream(device: str) -> torch.cuda.Stream:
+    """One for all epochs: memory that was used on a stream is kept for that stream."""
+    return torch.cuda.Stream(device)
 
 
 def _tensors(batch: Iterable) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms as tv1
 
+from harness import crop as module
 from harness.crop import (
     BOX_SLOTS,
     center_crop,
@@ -55,6 +56,16 @@ def test_the_bits_of_a_crop_dont_depend_on_how_the_image_lies_in_memory(interpol
             assert torch.equal(
                 crop_image(interleaved.permute(2, 0, 1), np.array(box), view), expected
             )
+
+
+@pytest.mark.parametrize("size", [16, 36])
+def test_weights_out_of_the_table_are_those_computed_for_the_batch(size, monkeypatch):
+    images, view = pictures(64, 28, 32), View(size=size, scale=(0.05, 1.0))
+    drawn = uniforms(0, 0, range(64), 0, BOX_SLOTS)
+    boxes = draw_boxes(view, drawn, np.tile([28, 32], (64, 1)))
+    tabled = crop_batch(rows_first(images), boxes, view)
+    monkeypatch.setattr(module, "_TABLED", 0)
+    assert torch.equal(tabled, crop_batch(rows_first(images), boxes, view))
 
 
 def test_a_crop_of_the_whole_image_at_its_own_size_changes_nothing():
