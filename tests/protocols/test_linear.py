@@ -76,7 +76,7 @@ def test_the_update_is_that_of_torch_sgd_at_each_heads_own_rate(nesterov):
             torch.randn(heads.weight.shape, generator=generator),
             torch.randn(heads.bias.shape, generator=generator),
         )
-        sgd_step(heads, slopes, settings, 1.0)
+        sgd_step(heads, (slopes[0].clone(), slopes[1].clone()), settings, 1.0)
         for r, (twin, optimizer) in enumerate(zip(twins, optimizers, strict=True)):
             twin[0].grad, twin[1].grad = slopes[0][r], slopes[1][r]
             optimizer.step()
