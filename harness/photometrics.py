@@ -104,8 +104,9 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2) * (taps <= reach[:, None])
     weights /= 2 * weights.sum(dim=1, keepdim=True) - weights[:, :1]
     weights = weights.to(images.device, images.dtype).view(len(sigma), radius + 1, 1, 1, 1)
-    images = _convolve(F.pad(images, (radius, radius, 0, 0), mode="reflect"), weights, radius, dim=3)
-    return _convolve(F.pad(images, (0, 0, radius, radius), mode="reflect"), weights, radius, dim=2)
+    for dim, sides in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+        images = _convolve(F.pad(images, sides, mode="reflect"), weights, radius, dim=dim)
+    return images
 
 
 def _convolve(images: Tensor, weights: Tensor, radius: int, *, dim: int) -> Tensor:
