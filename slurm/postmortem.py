@@ -93,16 +93,18 @@ def _fault(job: str, state: str, text: str, runs: Path) -> str | None:
 
 def _cause(logs: list[Path]) -> str:
     """The last words of the rank that is to blame."""
-    words = [_last_words(log) for log in logs] or ["there is no log"]
+    words = [text for log in logs if (text := _last_words(log))]
+    if not words:  # all were ended before they could say anything
+        return last_words(logs[0]) if logs else "there is no log"
     return next((text for text in words if not _ECHO.search(text)), words[0])
 
 
-def _last_words(log: Path) -> str:
+def _last_words(log: Path) -> str | None:
     """The last line that is about the job itself, else what srun has to say."""
     lines = [line.strip() for line in _tail(log).splitlines() if line.strip()]
     kept = [line for line in lines if not _NOISE.search(line)]
     kept = kept or [line for line in lines if line.startswith("srun: error")]
-    return _PREFIX.sub("", kept[-1]) if kept else last_words(log)
+    return _PREFIX.sub("", kept[-1]) if kept else None
 
 
 def _user(number: str) -> str:

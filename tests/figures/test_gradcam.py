@@ -11,8 +11,9 @@ from figures.gradcam import GradCAM, Unit, grad_cam, highest, make, maps_of, mos
 from harness.backbone import OwnProjector, ResNet, build_backbone
 from harness.checkpoint import save_backbone
 from harness.errors import UserError
-from harness.recipe import BackboneSpec, TrainingSize
-from methods.imsvd import IMSVDConfig
+from harness.recipe import BackboneSpec, TrainingSize, resolved
+from harness.scale import SCALES, scale_recipe
+from methods.imsvd import RESNET50, IMSVDConfig
 
 
 def linear(weight: torch.Tensor, units: int) -> OwnProjector:
@@ -82,7 +83,7 @@ def checkpoint(folder: Path) -> Path:
     config = IMSVDConfig(projector=(24, 12), units=4)
     method = config.build(backbone, TrainingSize(images=8, classes=2))
     path = folder / "backbone.pt"
-    recipe = {"dataset": "mnist5k", "epochs": 31}
+    recipe = resolved(scale_recipe(RESNET50, SCALES["demo"])) | {"epochs": 31}
     save_backbone(backbone, path, projector=method.own_projector, recipe=recipe)
     return path
 

@@ -124,3 +124,12 @@ def test_the_rank_that_failed_is_quoted_and_not_those_that_lost_it(tmp_path):
     verdict = examine("8", Ended(state="FAILED", exit_code="1:0"), tmp_path)
     assert verdict.action == "fail"
     assert verdict.reason.startswith("the file is damaged (log: ")
+
+
+def test_a_rank_that_was_ended_before_it_could_speak_leaves_the_word_to_the_others(tmp_path):
+    silent = "submitit WARNING (2026-01-01 00:00:00,000) - Bypassing signal SIGCONT\n"
+    log(tmp_path, "8_0_log.err", silent)
+    log(tmp_path, "8_1_log.err", f"UserError: rank 2 of 4 hung: the others waited\n{silent}")
+    log(tmp_path, "8_1_result.pkl", "")
+    verdict = examine("8", Ended(state="FAILED", exit_code="1:0"), tmp_path)
+    assert verdict.reason.startswith("UserError: rank 2 of 4 hung: the others waited (log: ")
