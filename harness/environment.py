@@ -17,6 +17,7 @@ import torch
 from harness import dist
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pycocotools")
+_CPU_INFO = Path("/proc/cpuinfo")
 _ROOT = Path(__file__).parents[1]
 
 
@@ -30,8 +31,20 @@ def peak_memory_bytes() -> int:
 
 
 def hardware() -> str:
-    """Name of this process's GPU, or the CPU's architecture."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    """Name of this process's GPU, or the CPU's model and architecture."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_cpu_model()} {platform.machine()}".strip()
+
+
+def _cpu_model() -> str:
+    """As Linux calls it; "" elsewhere."""
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        return ""
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "")
 
 
 def job_id() -> str | None:

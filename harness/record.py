@@ -19,7 +19,7 @@ class Cost:
     processes: int = 1  # one per GPU, where there are GPUs
     gpus: int = 0  # 0: it ran on CPU
     gpu_hours: float = 0.0
-    hardware: str = ""  # the GPU's name, or the CPU's architecture
+    hardware: str = ""  # the GPU's name, or the CPU's model and architecture
     images_per_s: float | None = None  # of training, over all processes
     peak_memory_bytes: int = 0  # of the process that took most: allocated on its GPU, or resident
     jobs: tuple[str, ...] = ()  # SLURM's ids
