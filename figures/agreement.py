@@ -210,7 +210,7 @@ def _draw_pairs(axes: Any, points: Sequence[Pair], looks: Looks) -> None:
     axes.set_xlabel("paper, %")
     axes.set_ylabel("ours, %")
     axes.set_title("(a) ours against the paper's")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0)
 
 
 def _draw_costs(axes: Any, points: Sequence[Bought], looks: Looks, metric: str) -> None:

@@ -22,11 +22,12 @@ IMAGES = {"train": 200, "val": 100}
 CLASSES = tuple("0123456789")  # COCO's ids are one more: its 0 is the background
 _VERSION = 1  # of what is drawn
 _VOC_PARTS = {"train": "trainval", "val": "test"}
-# Scenes are wide or tall: six cells of 42 x 48 pixels or 48 x 42, digits in two to four of them.
-_CELLS = (2, 3)
-_CELL = (48, 42)
+# Scenes are wide or tall, as large as COCO's: four quarters of 240 x 320 pixels or 320 x 240, of
+# which two to four hold a digit, so that some objects are small, medium and large in COCO's sense.
+_CELLS = (2, 2)
+_CELL = (240, 320)
 _DIGITS = (2, 4)
-_SIDES = (24, 42)  # of a digit's 28 x 28 pixels, at least and at most
+_SIDES = (48, 240)  # of a digit's 28 x 28 pixels; evenly between them on a logarithmic scale
 _SLOTS = 5  # uniforms of each digit: which, side, two places, ink
 _QUALITY = 95  # of the JPEGs
 
@@ -40,7 +41,7 @@ class Scene(NamedTuple):
 
 
 def folder() -> Path:
-    """Where the scenes lie, drawn now if they aren't there: a second and 2 MB.
+    """Where the scenes lie, drawn now if they aren't there: seconds and 10 MB.
 
     Raises:
         UserError: The digits are missing or damaged.
@@ -83,7 +84,7 @@ def _scene(digits: bundles.Bundle, row: np.ndarray) -> Scene:
     for place in places[: _DIGITS[0] + int(many * (_DIGITS[1] - _DIGITS[0] + 1))].tolist():
         which, size, down, right, ink = row[place * _SLOTS : (place + 1) * _SLOTS]
         index = int(which * len(digits.labels))
-        side = _SIDES[0] + int(size * (_SIDES[1] - _SIDES[0] + 1))
+        side = int(_SIDES[0] * (_SIDES[1] / _SIDES[0]) ** size)
         room = cell - side
         corner = np.array(divmod(place, cells[1])) * cell + (room * [down, right]).astype(int)
         part = tuple(slice(start, start + side) for start in corner.tolist())

@@ -165,7 +165,10 @@ def _result(
     if not runs:
         return result
     if not result.n:
-        return replace(result, reason="the records don't tell what the pretraining took")
+        missing = f"the records have no {jobs.metric}"
+        if measures.is_cost(jobs.metric):
+            missing = "the records don't tell what the pretraining took"
+        return replace(result, reason=missing)
     if any(own != key for own, key in shown.items() if key):
         return replace(result, status="stale", reason="recorded by an older version of the code")
     end = next((run.diverged for run in runs if run.diverged), "")

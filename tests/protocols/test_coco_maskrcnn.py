@@ -93,7 +93,7 @@ def test_the_variants_are_the_papers_settings():
 def test_a_smaller_scale_is_torchvisions_engine_on_scenes_of_digits():
     demo = VARIANTS["barlow_twins_c4"].scaled(SCALES["demo"])
     assert (demo.engine, demo.dataset, demo.model) == ("torchvision", "mnist5k-scenes", "c4")
-    assert (demo.test_side, demo.iterations, demo.lr) == (128, 60, 0.03 / 4)
+    assert (demo.test_side, demo.iterations, demo.lr) == (128, 120, 0.03 / 2)
     assert demo.milestones[-1] < demo.iterations
 
 

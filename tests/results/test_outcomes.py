@@ -207,6 +207,15 @@ def test_a_record_that_tells_no_cost_is_no_number():
     assert cell.reason == "the records don't tell what the pretraining took"
 
 
+def test_a_record_without_the_metric_says_so():
+    table = replace(all_tables()["svib/table3"], rows=all_tables()["svib/table3"].rows[-1:])
+    records = {"0-0": sample.record("0-0", 1.0)}
+    jobs = resolved(table, "bbox_apl", "AP")
+    cell = cell_results(table, SCALES["paper"], jobs, Findings(records=records))[0]
+    assert (cell.status, cell.mean) == ("not run", None)
+    assert cell.reason == "the records have no bbox_apl"
+
+
 def test_memory_is_in_gigabytes_and_0_means_unknown():
     record = replace(sample.record("a", 1.0), pretrain_cost=COST)
     assert measures.value_of(record, measures.MEMORY.name) == pytest.approx(10.5)
