@@ -125,22 +125,22 @@ def sgd_step(
 ) -> None:
     """torch.optim.SGD's update, each head at its own rate times `factor`.
 
-    All in place, the gradients too: thirteen heads of ImageNet are 107 MB.
+    In place, the gradients too: thirteen heads of ImageNet are 107 MB.
     """
-    rates = torch.tensor(settings.lr, device=heads.weight.device) * -factor
+    rates = torch.tensor(settings.lr, device=heads.weight.device) * factor
     pairs = ((heads.weight, heads.weight_momentum), (heads.bias, heads.bias_momentum))
     for (value, momentum), slope in zip(pairs, gradient, strict=True):
         if settings.optimizer == "larc":
-            _larc_(slope, value, settings.weight_decay)
-        elif settings.weight_decay:
+            slope = _larc(slope, value, alpha=settings.weight_decay)
+        else:
             slope.add_(value, alpha=settings.weight_decay)
         momentum.mul_(settings.momentum).add_(slope)
-        step = slope.add_(momentum, alpha=settings.momentum) if settings.nesterov else momentum
-        value.addcmul_(step, rates.view(-1, *[1] * (value.dim() - 1)))
+        step = slope + settings.momentum * momentum if settings.nesterov else momentum
+        value -= torch.mul(rates.view(-1, *[1] * (value.dim() - 1)), step, out=slope)
 
 
-def _larc_(gradient: Tensor, value: Tensor, decay: float) -> None:
-    """Decay gradients and rescale them, head by head, to `TRUST` times the weights' norm.
+def _larc(gradient: Tensor, value: Tensor, *, alpha: float) -> Tensor:
+    """Decayed gradients, rescaled head by head to `TRUST` times the weights' norm.
 
     As `apex.parallel.LARC(trust_coefficient=.001, clip=False)` does, biases included (You et al.
     2017): where either norm is 0 the gradient stays as it is.
@@ -148,10 +148,9 @@ def _larc_(gradient: Tensor, value: Tensor, decay: float) -> None:
     axes = tuple(range(1, value.dim()))
     norm = torch.linalg.vector_norm(value, dim=axes, keepdim=True)
     slope = torch.linalg.vector_norm(gradient, dim=axes, keepdim=True)
-    ratio = TRUST * norm / (slope + decay * norm + 1e-8)
-    adapts = (norm > 0) & (slope > 0)
-    gradient.addcmul_(value, adapts.to(value.dtype) * decay)
-    gradient.mul_(torch.where(adapts, ratio, 1.0))
+    ratio = TRUST * norm / (slope + alpha * norm + 1e-8)
+    scaled = (gradient + alpha * value) * ratio
+    return torch.where((norm > 0) & (slope > 0), scaled, gradient)
 
 
 def _steps(training: TrainingSet, settings: HeadTraining) -> int:
