@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from harness.environment import environment
 from harness.errors import UserError
@@ -31,16 +32,22 @@ def names() -> list[str]:
     )
 
 
-def section(name: str, output: str, seconds: float) -> str:
-    """A benchmark's part of the page: what it claims, what it printed, and where."""
+def section(name: str, output: str, seconds: float, known: dict[str, Any]) -> str:
+    """A benchmark's part of the page: what it claims, what it printed, and where.
+
+    Args:
+        name: Of the benchmark.
+        output: What it printed.
+        seconds: That it took.
+        known: Its `environment`.
+    """
     text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
     claim = text.partition("`python")[0].strip()
-    return f"## {name}\n\n{claim}\n\n{output.strip()}\n\n{_where(seconds)}\n"
+    return f"## {name}\n\n{claim}\n\n{output.strip()}\n\n{_where(seconds, known)}\n"
 
 
-def _where(seconds: float) -> str:
+def _where(seconds: float, known: dict[str, Any]) -> str:
     """What it ran on."""
-    known = environment()
     build = f"{(known['commit'] or 'unknown')[:7]}{' with changes' if known['dirty'] else ''}"
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     torch = known["versions"]["torch"]
@@ -58,12 +65,13 @@ def sections(page: str) -> dict[str, str]:
 
 def main(chosen: list[str]) -> int:
     """Run, print and write; the exit status is 1 if a benchmark failed."""
-    known, failed = names(), False
+    every, failed = names(), False
     for name in chosen:
-        if name not in known:
-            raise UserError(f"there is no benchmark {name!r}; choose from {', '.join(known)}")
+        if name not in every:
+            raise UserError(f"there is no benchmark {name!r}; choose from {', '.join(every)}")
+    known = environment()  # before the page is written, which is a change to the commit's files
     page = sections(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in chosen or known:
+    for name in chosen or every:
         started = time.monotonic()
         print(f"{name} …", file=sys.stderr, flush=True)
         done = subprocess.run(
@@ -72,8 +80,8 @@ def main(chosen: list[str]) -> int:
         failed |= bool(done.returncode)
         if done.returncode == 0:
             print(done.stdout, flush=True)
-            page[name] = section(name, done.stdout, time.monotonic() - started)
-            ordered = [page[key] for key in known if key in page]
+            page[name] = section(name, done.stdout, time.monotonic() - started, known)
+            ordered = [page[key] for key in every if key in page]
             RESULTS.write_text("\n".join([_HEADING, *ordered]))
     return int(failed)
 

@@ -51,9 +51,14 @@ def test_every_benchmark_is_run_by_make_bench_and_tested():
 
 
 def test_results_of_one_benchmark_leave_the_others_as_they_are():
-    first, second = (everything.section(name, "| a |", 3.0) for name in ("augmentation", "knn"))
+    known = {"commit": "0123456789", "dirty": False, "cores": 2, "hardware": "a CPU"}
+    known["versions"] = {"torch": "2.15.0"}
+    first, second = (
+        everything.section(name, "| a |", 3.0, known) for name in ("augmentation", "knn")
+    )
     page = "# Measured speed\n\n" + first + "\n" + second
     assert everything.sections(page) == {"augmentation": first, "knn": second}
+    assert "2 cores, a CPU, torch 2.15.0; commit 0123456, " in first
     assert "3 s in all." in first and "| a |" in first
 
 
