@@ -14,6 +14,7 @@ from results.table import Cell, Table
 from slurm.cost import (
     SPLIT_SIZES,
     Estimate,
+    Resources,
     duration,
     evaluate_estimate,
     images_processed,
@@ -199,12 +200,11 @@ def describe_costs(costs: Costs) -> list[str]:
     lines = [f"On {place}: {_shares(costs)}."]
     unknown = plan.jobs - len(costs.known)
     if unknown and not any(estimate.seconds for estimate in costs.known):
-        return [*lines, "Cost: unknown (no record of a similar run, nothing published)."]
+        return [*lines, _cost_elsewhere(plan)]
     least = "at least " if unknown else "about "
     on_gpus = any(estimate.resources.gpus for estimate in costs.known)
-    hours = sum(estimate.gpu_hours for estimate in costs.known)
     lines.append(
-        f"Cost: {least}{_hours(hours)} {'GPU' if on_gpus else 'CPU'}-hours; {_sources(costs)}"
+        f"Cost: {least}{_cost(costs.known, 'GPU' if on_gpus else 'CPU')}"
         + (f"; unknown for {unknown} of {plan.jobs} jobs." if unknown else ".")
     )
     groups = costs.groups()
@@ -233,10 +233,24 @@ def _shares(costs: Costs) -> str:
     return ", ".join(parts)
 
 
-def _sources(costs: Costs) -> str:
-    counts = Counter(estimate.source for estimate in costs.known if estimate.seconds)
+def _cost_elsewhere(plan: Plan) -> str:
+    """What a plan that nothing is known of here costs on GPUs, by what papers state."""
+    found = [pretrain_estimate(p, Resources(gpus=1), ()) for p in plan.pretrainings.values()]
+    known = [estimate for estimate in found if estimate is not None]
+    if not any(estimate.seconds for estimate in known):
+        return "Cost: unknown (no record of a similar run, nothing published)."
+    return (
+        f"Cost: unknown here; on GPUs at least {_cost(known, 'GPU')}; unknown for "
+        f"{plan.jobs - len(known)} of {plan.jobs} jobs."
+    )
+
+
+def _cost(known: Sequence[Estimate], kind: str) -> str:
+    """Hours of estimates, and what they rest on."""
+    hours = sum(estimate.gpu_hours for estimate in known)
+    counts = Counter(estimate.source for estimate in known if estimate.seconds)
     found = [f"{n} job{'s' if n > 1 else ''} from {source}" for source, n in counts.items()]
-    return f"estimated: {'; '.join(found)}"
+    return f"{_hours(hours)} {kind}-hours; estimated: {'; '.join(found)}"
 
 
 def _hours(hours: float) -> str:

@@ -119,6 +119,18 @@ def test_without_records_the_papers_hours_are_taken_and_named():
     assert [pretrain_estimate(job, there, []) for job, there in nowhere] == [None] * 4
 
 
+def test_a_machine_without_gpus_is_told_what_the_papers_experiments_cost_on_them(tmp_path):
+    table = sample.resolved()
+    job = replace(paper_job("imsvd", "resnet50", 2, 100), key="m-2")
+    table = replace(table, pretrainings={**table.pretrainings, "m-2": job})
+    lines = describe_costs(estimate_costs(make_plan([table], {}, tmp_path), TWO_CORES, {}))
+    # 8.5 hours of 32 GPUs
+    assert lines[1] == (
+        "Cost: unknown here; on GPUs at least 272 GPU-hours; estimated: 1 job from IMSVD, Table "
+        "IV: imsvd, V100; unknown for 7 of 8 jobs."
+    )
+
+
 def test_the_published_throughput_follows_from_the_stated_hours():
     found = {run.method: round(run.images_per_s) for run in published_runs()}
     assert found == {"imsvd": 131, "vicreg": 101, "barlow_twins": 93, "dino": 92, "swav": 91}
