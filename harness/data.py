@@ -115,7 +115,7 @@ def open_split(dataset: str, split: Split) -> ImageSet:
         "imagenet100": lambda part: _open_folder("imagenet100", _find_named("imagenet100"), part),
         "places205": lambda part: _open_folder("places205", _find_named("places205"), part),
         "voc07": lambda part: _open_folder("voc07", voc.find_voc07(_data_root("voc07")), part),
-        scenes.NAME: lambda part: _open_folder(scenes.NAME, scenes.folder(), part),
+        scenes.NAME: lambda part: _open_folder(scenes.NAME, _find_named(scenes.NAME), part),
     }
     name, at, count = dataset.rpartition("@")
     if at and count.isdigit():
@@ -179,7 +179,7 @@ def find_folder(dataset: str, wanted: Sequence[str], advice: str) -> Path:
         UserError: No such folder, or a part is missing.
     """
     if dataset == scenes.NAME:
-        return scenes.folder()
+        return _find_named(dataset)
     given = Path(dataset).expanduser()
     places = [given]
     if not given.is_absolute() and (os.environ.get("DATA_ROOT") or not given.is_dir()):
@@ -204,8 +204,6 @@ def locate(dataset: str) -> Path | None:
         return locate(name)
     if dataset == "mnist5k":
         return None
-    if dataset == scenes.NAME:
-        return scenes.folder()
     if dataset == "voc07":
         return voc.find_voc07(_data_root(dataset))
     if dataset == "cifar10":
@@ -230,6 +228,8 @@ def list_folders(name: str, folder: Path | None) -> list[Path]:
 
 
 def _find_named(name: str) -> Path:
+    if name == scenes.NAME:
+        return scenes.folder()
     root = _data_root(name)
     # DATA_ROOT itself may be ImageNet's folder, and no other's.
     for folder in (root / name, *([root] if name == "imagenet" else [])):

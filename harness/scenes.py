@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import bundles, draws
+from harness.errors import UserError
 from harness.files import cache_folder
 
 NAME = "mnist5k-scenes"
@@ -44,7 +45,7 @@ def folder() -> Path:
     """Where the scenes lie, drawn now if they aren't there: seconds and 10 MB.
 
     Raises:
-        UserError: The digits are missing or damaged.
+        UserError: The digits are missing or damaged; there is no room for the scenes.
     """
     path = cache_folder() / f"{NAME}-{_VERSION}"
     if path.is_dir():
@@ -53,11 +54,13 @@ def folder() -> Path:
     try:
         for split, count in IMAGES.items():
             _write(partial, split, draw_scenes(split, count))
-        try:
-            partial.rename(path)
-        except OSError:
-            if not path.is_dir():  # by another process at the same moment
-                raise
+        partial.rename(path)
+    except OSError as error:
+        if not path.is_dir():  # else another process drew them at the same moment
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}); let XDG_CACHE_HOME name a"
+                " folder with 10 MB of room."
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path

@@ -91,6 +91,19 @@ def test_svib_equals_the_printed_formulas_wherever_its_kl_goes(where, keep, monk
     compare(found["fast"], found["plain"])
 
 
+@pytest.mark.parametrize("keep", KEPT)
+def test_temperatures_at_which_plain_exponentials_would_overflow_take_maxima(keep):
+    how = CropEntropy(student_temperature=0.005, keep=keep)  # logits up to 200
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        student, weight, _, targets = inputs(1.0, dtype)
+        value, _ = crop_entropy(student, targets, weight, None, how)
+        slopes = torch.autograd.grad(value, (student, weight))
+        names = ("value", "by student", "by weight")
+        found[dtype] = dict(zip(names, (value.detach(), *slopes), strict=True))
+    compare(found[torch.float32], found[torch.float64], most=1e-4)
+
+
 def test_logits_are_kept_up_to_a_size_and_streamed_beyond(monkeypatch):
     rows, prototypes = 4 * 3, 9
     made = {}

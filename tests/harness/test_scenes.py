@@ -6,6 +6,7 @@ import pytest
 from harness import bundles, coco_eval, inventory, scenes
 from harness.coco import open_coco, open_coco_pair
 from harness.data import locate, open_split
+from harness.errors import UserError
 from harness.scale import SCALES
 from protocols.coco_maskrcnn import VARIANTS
 from protocols.voc07_svm import VISSL
@@ -95,12 +96,14 @@ def test_drawing_that_is_cut_short_leaves_nothing_that_looks_whole(monkeypatch, 
 
     def fail(split, count, draw=scenes.draw_scenes):
         if split == "val":
-            raise OSError("disk full")
+            raise OSError(28, "No space left on device")
         return draw(split, count)
 
     with monkeypatch.context() as patch:
         patch.setattr(scenes, "draw_scenes", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(
+            UserError, match=r"-1 cannot be written \(No space left on device\); let"
+        ):
             scenes.folder()
     assert list((tmp_path / "ssl-reproduce").iterdir()) == []
     assert len(open_coco(scenes.NAME, "train")) == 200
